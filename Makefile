@@ -19,7 +19,7 @@ export MAYFLY_TEST_IMAGE ?= $(CACHE)/images/micro
 COMMIT = $(shell git describe --always --abbrev=12 --exclude '*' --dirty=+ 2>/dev/null)
 BUILD_RELEASE = MAYFLY_COMMIT=$(or $(MAYFLY_COMMIT),$(COMMIT),unknown) cargo build --release --locked --bin mayfly
 
-.PHONY: help run test deps test-deps build install deb dist image docs-blocks lint check-macos unit guest-tests fuzz sqlx openapi docs deny bench bench-pull bench-load paths e2e-github e2e-gitea e2e-garm e2e-gitlab e2e-myshoes network campaign soak clean
+.PHONY: help run test deps test-deps build install deb dist image docs-blocks lint check-macos unit guest-tests fuzz sqlx openapi docs deny bench bench-pull bench-load paths e2e-github e2e-gitea e2e-garm e2e-gitlab e2e-myshoes network conformance-cloud-hypervisor campaign soak clean
 
 help: ## This list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | column -t -s '	'
@@ -123,9 +123,13 @@ e2e-myshoes: deps ## A real myshoes with Mayfly as its plugin, while plugin, mys
 	@cargo build --locked --quiet --bin mayfly
 	@python3 -B tests/peers/myshoes.py $(MYSHOES_ARGS)
 
-network: deps image ## Show what guests reach in each network mode, in network namespaces (as root, and as a plain user)
-	@cargo build --locked --quiet --bin mayfly
+network: deps image ## Show what guests reach in each network mode, in network namespaces (QEMU as root and as a plain user, Cloud Hypervisor)
+	@cargo build --locked --quiet --bin mayfly --example cloud-hypervisor-double
 	@python3 -B tests/network/main.py
+
+conformance-cloud-hypervisor: test-deps image ## The driver over a real Cloud Hypervisor, and what that says compared with its recording (CLOUD_HYPERVISOR=/opt/cloud-hypervisor)
+	@test -x "$(CLOUD_HYPERVISOR)" || { echo 'CLOUD_HYPERVISOR= has to name a program: make conformance-cloud-hypervisor CLOUD_HYPERVISOR=/opt/cloud-hypervisor' >&2; exit 2; }
+	@MAYFLY_TEST_CLOUD_HYPERVISOR="$(abspath $(CLOUD_HYPERVISOR))" cargo nextest run --locked --no-fail-fast --no-capture --run-ignored only -E 'test(/cloud_hypervisor::.*the_real_program/)'
 
 campaign: deps image ## Kill the service again and again while real guests work: no job twice, none lost (KILLS=500 SEED=1 CAMPAIGN_LANES=1; hours)
 	@cargo build --release --locked --quiet --bin mayfly --example campaign-replay

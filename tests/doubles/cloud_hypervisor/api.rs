@@ -32,6 +32,7 @@ async fn handle(State((vmm, control)): State<Shared>, method: Method, uri: Uri, 
     let name = uri.path().strip_prefix("/api/v1/").unwrap_or_default().to_owned();
     let control = control.again();
     if control.hangs.contains(&name) {
+        control.note_unanswered(&name);
         return std::future::pending().await;
     }
     let mut response = match control.answers.get(&name) {
@@ -41,9 +42,18 @@ async fn handle(State((vmm, control)): State<Shared>, method: Method, uri: Uri, 
         }
         None => answer(&mut *vmm.lock().await, &method, &name, &body).await,
     };
+    if control.silent.contains(&name) {
+        control.note_unanswered(&name);
+        return std::future::pending().await;
+    }
+    let status = response.status();
     let headers = response.headers_mut();
     headers.insert(header::SERVER, HeaderValue::from_static("Cloud Hypervisor API"));
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if status == StatusCode::NO_CONTENT {
+        headers.remove(header::CONTENT_TYPE);
+    } else {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    }
     response
 }
 
@@ -63,6 +73,10 @@ async fn answer(vmm: &mut Vmm, method: &Method, name: &str, body: &[u8]) -> Resp
                 (StatusCode::BAD_REQUEST, serde_json::json!(chain).to_string()).into_response()
             }
         },
+        (
+            "vm.boot" | "vm.shutdown" | "vm.reboot" | "vm.delete" | "vm.pause" | "vm.resume" | "vm.power-button",
+            &Method::PUT,
+        ) if !body.is_empty() => bad_request(),
         ("vm.boot", &Method::PUT) => done("The VM could not boot", vmm.boot().await),
         ("vm.shutdown", &Method::PUT) => done("The VM could not shutdown", vmm.shut_down().await),
         ("vm.reboot", &Method::PUT) => done("The VM could not reboot", vmm.reboot().await),
@@ -75,11 +89,15 @@ async fn answer(vmm: &mut Vmm, method: &Method, name: &str, body: &[u8]) -> Resp
             Ok(()) => StatusCode::OK.into_response(),
             Err(chain) => refused("The VMM could not shutdown", chain),
         },
+        ("vmm.ping" | "vm.info" | "vmm.shutdown", _) => bad_request(),
         (
-            "vmm.ping" | "vm.info" | "vm.create" | "vm.boot" | "vm.shutdown" | "vm.reboot" | "vm.delete" | "vm.pause"
-            | "vm.resume" | "vm.power-button" | "vmm.shutdown",
-            _,
-        ) => bad_request(),
+            "vm.create" | "vm.boot" | "vm.shutdown" | "vm.reboot" | "vm.delete" | "vm.pause" | "vm.resume"
+            | "vm.power-button",
+            method,
+        ) => match *method {
+            Method::GET => bad_request(),
+            _ => StatusCode::BAD_REQUEST.into_response(),
+        },
         _ => (StatusCode::NOT_FOUND, r#"["Not Found"]"#).into_response(),
     }
 }
@@ -94,6 +112,9 @@ fn done(what: &str, result: Result<(), Chain>) -> Response {
 fn refused(what: &str, chain: Chain) -> Response {
     let status = match chain.first().map(String::as_str) {
         Some("VM is not created" | "VM config is missing") => StatusCode::NOT_FOUND,
+        Some("Failed to validate config") if chain.last().is_some_and(|text| text.ends_with(" is not unique")) => {
+            StatusCode::CONFLICT
+        }
         Some("Failed to validate config") => StatusCode::BAD_REQUEST,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     };

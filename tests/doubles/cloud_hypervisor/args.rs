@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::Chain;
+
 #[derive(Debug, Default)]
 pub struct Options {
     pub api_socket: Option<PathBuf>,
@@ -23,20 +25,34 @@ pub struct Described {
     pub memory_mib: u64,
 }
 
+/// Why the options are refused.
+pub enum Refusal {
+    /// By the parser of the command line.
+    Usage(String),
+    Chain(Chain),
+}
+
+fn chain(texts: &[&str]) -> Refusal {
+    Refusal::Chain(texts.iter().map(|text| (*text).to_owned()).collect())
+}
+
 /// `None`: the version is asked for.
-pub fn parse(args: &[String]) -> Result<Option<Options>, String> {
+pub fn parse(args: &[String]) -> Result<Option<Options>, Refusal> {
     let mut options = Options::default();
     let (mut kernel, mut cpus, mut memory_mib, mut serial, mut console) = (None, 1, 512, None, None);
     let mut args = args.iter();
     if args.len() == 0 {
-        return Err("error: no arguments\n\nUsage: cloud-hypervisor [OPTIONS]".to_owned());
+        let help = "Launch a cloud-hypervisor VMM.\n\nUsage: cloud-hypervisor [OPTIONS]";
+        return Err(Refusal::Usage(help.to_owned()));
     }
     while let Some(arg) = args.next() {
         if arg == "--version" || arg == "-V" {
             return Ok(None);
         }
         let mut value = || {
-            args.next().cloned().ok_or_else(|| format!("error: a value is required for '{arg}' but none was supplied"))
+            let name = arg.trim_start_matches('-');
+            let missing = format!("error: a value is required for '{arg} <{name}>' but none was supplied");
+            args.next().cloned().ok_or(Refusal::Usage(missing))
         };
         match arg.as_str() {
             "--api-socket" => {
@@ -49,24 +65,28 @@ pub fn parse(args: &[String]) -> Result<Option<Options>, String> {
             "--memory" => memory_mib = mebibytes(&part(&value()?, "size").unwrap_or_default())?,
             "--serial" => serial = Some(value()?),
             "--console" => console = Some(value()?),
-            _ => return Err(format!("error: unexpected argument '{arg}' found\n\nUsage: cloud-hypervisor [OPTIONS]")),
+            _ => {
+                let usage = "Usage: cloud-hypervisor [OPTIONS]";
+                return Err(Refusal::Usage(format!("error: unexpected argument '{arg}' found\n\n{usage}")));
+            }
         }
     }
     if let Some(kernel) = kernel {
         // Both default to something else, which only a terminal could use.
         if serial.as_deref() != Some("tty") || console.as_deref() != Some("off") {
-            return Err("error: only --serial tty --console off is played".to_owned());
+            return Err(Refusal::Usage("error: only --serial tty --console off is played".to_owned()));
         }
         options.described = Some(Described { kernel, cpus, memory_mib });
     }
     Ok(Some(options))
 }
 
-fn sink(value: &str) -> Result<EventSink, String> {
+fn sink(value: &str) -> Result<EventSink, Refusal> {
+    let wrong = |text: &str| chain(&["Error parsing --event-monitor", text]);
     if let Some(fd) = part(value, "fd") {
-        return fd.parse().map(EventSink::Fd).map_err(|error| format!("Error parsing --event-monitor: {error}"));
+        return fd.parse().map(EventSink::Fd).map_err(|_| wrong(&format!("Unable to convert {fd} for fd")));
     }
-    let path = part(value, "path").ok_or("Error parsing --event-monitor: path or fd required")?;
+    let path = part(value, "path").ok_or_else(|| wrong(&format!("Unknown option: {value}")))?;
     Ok(EventSink::Path(path.into()))
 }
 
@@ -74,14 +94,18 @@ fn part(value: &str, key: &str) -> Option<String> {
     value.split(',').find_map(|part| Some(part.strip_prefix(key)?.strip_prefix('=')?.to_owned()))
 }
 
-fn number(text: &str) -> Result<u32, String> {
-    text.parse().map_err(|error| format!("Error parsing --cpus: {error}"))
+fn number(text: &str) -> Result<u32, Refusal> {
+    let wrong =
+        || chain(&["Error parsing config", "Error parsing --cpus", &format!("Unable to convert {text} for boot")]);
+    text.parse().map_err(|_| wrong())
 }
 
-fn mebibytes(text: &str) -> Result<u64, String> {
+fn mebibytes(text: &str) -> Result<u64, Refusal> {
     let (number, unit) = match text.strip_suffix('M') {
         Some(number) => (number, 1),
         None => (text.strip_suffix('G').unwrap_or(text), 1024),
     };
-    number.parse::<u64>().map(|number| number * unit).map_err(|error| format!("Error parsing --memory: {error}"))
+    let wrong =
+        || chain(&["Error parsing config", "Error parsing --memory", &format!("Unable to convert {text} for size")]);
+    number.parse::<u64>().map(|number| number * unit).map_err(|_| wrong())
 }

@@ -10,13 +10,17 @@ pub struct VmConfig {
     pub cpus: Cpus,
     #[serde(default)]
     pub memory: Memory,
-    pub payload: Option<Payload>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payload: Option<PayloadConfig>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub disks: Option<Vec<Disk>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub net: Option<Vec<Net>>,
     #[serde(default = "serial")]
     pub serial: Console,
     #[serde(default = "console")]
     pub console: Console,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
     #[serde(default)]
     pub pvpanic: bool,
@@ -46,15 +50,20 @@ impl Default for Memory {
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
-pub struct Payload {
+pub struct PayloadConfig {
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub firmware: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub cmdline: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub initramfs: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Disk {
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
     #[serde(default)]
     pub readonly: bool,
@@ -62,11 +71,13 @@ pub struct Disk {
     pub backing_files: bool,
     #[serde(default)]
     pub image_type: ImageType,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 pub enum ImageType {
+    FlatVmdk,
     FixedVhd,
     Qcow2,
     Raw,
@@ -77,8 +88,11 @@ pub enum ImageType {
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Net {
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub tap: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     #[serde(default = "yes")]
     pub offload_tso: bool,
@@ -90,7 +104,15 @@ pub struct Net {
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Console {
+    /// Of both kinds of consoles; flattened, as an error's column shows.
+    #[serde(flatten)]
+    pub common: ConsoleCommon,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct ConsoleCommon {
     #[serde(default)]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
     pub mode: Mode,
 }
@@ -107,7 +129,8 @@ pub enum Mode {
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Platform {
-    pub uuid: Option<String>,
+    #[serde(alias = "uuid", skip_serializing_if = "Option::is_none")]
+    pub system_uuid: Option<String>,
 }
 
 fn yes() -> bool {
@@ -115,9 +138,9 @@ fn yes() -> bool {
 }
 
 fn serial() -> Console {
-    Console { file: None, mode: Mode::Null }
+    Console { common: ConsoleCommon { file: None, mode: Mode::Null } }
 }
 
 fn console() -> Console {
-    Console { file: None, mode: Mode::Tty }
+    Console { common: ConsoleCommon { file: None, mode: Mode::Tty } }
 }

@@ -1,7 +1,7 @@
 //! What a test orders, in `double.json` beside the program (beside the link by which it was called). Read at the start, and at each
 //! request.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, fs::File, io::Write as _, path::PathBuf};
 
 use serde::Deserialize;
 
@@ -13,8 +13,10 @@ pub struct Control {
     pub no_hypervisor: bool,
     /// Requests that are answered like this, and not carried out: by name, as in `vm.boot`.
     pub answers: BTreeMap<String, Answer>,
-    /// Requests that are never answered.
+    /// Requests that are neither carried out nor answered. They are noted in `double.unanswered` beside the program.
     pub hangs: Vec<String>,
+    /// The same for those that are carried out.
+    pub silent: Vec<String>,
     /// Guests are not run: they do nothing, for ever.
     pub inert: bool,
     #[serde(skip)]
@@ -45,6 +47,12 @@ impl Control {
             },
             Err(_) => Control { file, ..Control::default() },
         }
+    }
+
+    pub fn note_unanswered(&self, request: &str) {
+        let file = File::options().append(true).create(true).open(self.file.with_file_name("double.unanswered"));
+        // A mistake of the test, which waits for this.
+        file.and_then(|mut file| writeln!(file, "{request}")).unwrap_or_else(|error| panic!("{request}: {error}"));
     }
 
     pub fn version(&self) -> &str {

@@ -1,19 +1,35 @@
 //! The event monitor: pretty-printed objects, each followed by a blank line. The timestamp is the time since the start.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{self, Write as _},
     sync::Mutex,
     time::Instant,
 };
 
-use serde_json::{Map, Value, json};
+use serde::Serialize;
 
 use crate::args::EventSink;
 
 pub struct Monitor {
     start: Instant,
     sink: Mutex<Option<Sink>>,
+}
+
+/// In the order of the program.
+#[derive(Serialize)]
+struct Event<'a> {
+    timestamp: Timestamp,
+    source: &'a str,
+    event: &'a str,
+    properties: Option<BTreeMap<&'a str, &'a str>>,
+}
+
+#[derive(Serialize)]
+struct Timestamp {
+    secs: u64,
+    nanos: u32,
 }
 
 enum Sink {
@@ -34,17 +50,12 @@ impl Monitor {
 
     pub fn event(&self, source: &str, event: &str, property: Option<(&str, &str)>) {
         let elapsed = self.start.elapsed();
-        let properties = property.map(|(key, value)| {
-            let mut properties = Map::new();
-            properties.insert(key.to_owned(), Value::from(value));
-            properties
-        });
-        let object = json!({
-            "timestamp": {"secs": elapsed.as_secs(), "nanos": elapsed.subsec_nanos()},
-            "source": source,
-            "event": event,
-            "properties": properties,
-        });
+        let object = Event {
+            timestamp: Timestamp { secs: elapsed.as_secs(), nanos: elapsed.subsec_nanos() },
+            source,
+            event,
+            properties: property.map(|property| BTreeMap::from([property])),
+        };
         let Ok(text) = serde_json::to_string_pretty(&object) else { return };
         let Ok(mut sink) = self.sink.lock() else { return };
         // What cannot be written is lost.

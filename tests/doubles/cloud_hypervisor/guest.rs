@@ -1,6 +1,6 @@
 //! A real guest, under QEMU. It dies with this process, however that dies, as a vm of the program's does.
 
-use std::{fs::File, process::Stdio, sync::Arc};
+use std::{collections::BTreeSet, fs::File, path::PathBuf, process::Stdio, sync::Arc};
 
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
@@ -49,47 +49,124 @@ fn doubled(path: &std::path::Path) -> String {
     path.to_string_lossy().replace(',', ",,")
 }
 
+/// Why a guest is not there.
+pub enum NoGuest {
+    /// Nothing was made.
+    Refused(Chain),
+    /// The disks, or the network cards: from then on the program knows nothing of them, and boots without.
+    Disks(Chain),
+    Nets(Chain),
+    /// It was made and could not be booted. The program keeps it.
+    NotBooted(Chain),
+}
+
+fn validation(texts: &[&str]) -> NoGuest {
+    let texts = std::iter::once("Failed to validate config").chain(texts.iter().copied());
+    NoGuest::Refused(texts.map(str::to_owned).collect())
+}
+
+/// In the order of the program: what it says first.
+fn validate(config: &VmConfig) -> Result<PathBuf, NoGuest> {
+    let payload = config.payload.clone().unwrap_or_default();
+    let unbootable = |text| validation(&["Payload configuration is not bootable", text]);
+    let kernel = match (payload.kernel, payload.firmware) {
+        (Some(kernel), None) => kernel,
+        (Some(_), Some(_)) => {
+            return Err(unbootable("Specifying a kernel is not supported when a firmware is provided"));
+        }
+        (None, None) => return Err(unbootable("No bootitem provided: neither firmware nor kernel")),
+        (None, Some(_)) => return Err(validation(&["firmware is not played"])),
+    };
+    let (boot, max) = (config.cpus.boot_vcpus, config.cpus.max_vcpus);
+    if max < boot {
+        return Err(validation(&[&format!("Max CPUs ({max}) lower than boot CPUs ({boot})")]));
+    }
+    if boot == 0 {
+        // It is the queue of a disk that is counted.
+        return Err(validation(&["Queue count (1) must not exceed boot vCPUs (0)"]));
+    }
+    for net in config.net.iter().flatten() {
+        if (net.offload_tso || net.offload_ufo) && !net.offload_csum {
+            return Err(validation(&["\"offload_tso\" and \"offload_ufo\" depend on \"offload_csum\""]));
+        }
+    }
+    let mut known = BTreeSet::new();
+    let disks = config.disks.iter().flatten().filter_map(|disk| disk.id.as_ref());
+    for id in disks.chain(config.net.iter().flatten().filter_map(|net| net.id.as_ref())) {
+        if !known.insert(id) {
+            return Err(validation(&[&format!("Identifier {id} is not unique")]));
+        }
+    }
+    if config.console.common.mode == Mode::Tty {
+        // It would take this process's terminal, and standard output is the test's.
+        return Err(validation(&["a console on the terminal is not played"]));
+    }
+    Ok(kernel)
+}
+
+/// The tap is there, and may be opened.
+fn check_tap(tap: &str) -> Result<(), Chain> {
+    let failed = |what: &str, error: std::io::Error| {
+        let texts = ["Error from device manager", "Cannot create virtio-net device", "Failed to open taps"];
+        let texts = texts.into_iter().map(str::to_owned);
+        texts.chain(["Open tap device failed".to_owned(), what.to_owned(), error.to_string()]).collect()
+    };
+    File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")
+        .map_err(|error| failed("Couldn't open /dev/net/tun", error))?;
+    let interfaces = std::fs::read_to_string("/proc/self/net/dev").unwrap_or_default();
+    if interfaces.lines().any(|line| line.trim_start().starts_with(&format!("{tap}:"))) {
+        return Ok(());
+    }
+    // It would make one, which takes rights.
+    Err(failed("Unable to configure tap interface", std::io::Error::from_raw_os_error(1)))
+}
+
 impl Guest {
     pub async fn boot(
         config: &VmConfig,
         inert: bool,
         events: &Arc<Monitor>,
         exit: &UnboundedSender<Exit>,
-    ) -> Result<Guest, Chain> {
-        let validation = |text: &str| vec!["Failed to validate config".to_owned(), text.to_owned()];
+    ) -> Result<Guest, NoGuest> {
+        let kernel = validate(config)?;
         let payload = config.payload.clone().unwrap_or_default();
-        let Some(kernel) = &payload.kernel else {
-            return Err(validation(match payload.firmware {
-                Some(_) => "firmware is not played",
-                None => "No payload was specified",
-            }));
-        };
-        if config.cpus.boot_vcpus == 0 || config.cpus.max_vcpus < config.cpus.boot_vcpus {
-            return Err(validation("Max CPUs must be greater than or equal to boot CPUs"));
+        let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Chain>();
+        if config.memory.size == 0 {
+            return Err(NoGuest::Refused(texts(&["Memory manager error", "No memory zones found"])));
         }
-        if config.console.mode == Mode::Tty {
-            // It would take this process's terminal, and standard output is the test's.
-            return Err(validation("a console on the terminal is not played"));
+        if let Some(initramfs) = &payload.initramfs {
+            File::open(initramfs)
+                .map_err(|error| NoGuest::Refused(texts(&["Cannot open initramfs file", &error.to_string()])))?;
         }
-        image::check_kernel(kernel)?;
         let disks = config.disks.clone().unwrap_or_default();
-        let locks = disks.iter().map(image::open_disk).collect::<Result<Vec<_>, _>>()?;
+        let files = disks.iter().map(image::open_disk).collect::<Result<Vec<_>, _>>().map_err(NoGuest::Disks)?;
+        for net in config.net.iter().flatten() {
+            let Some(tap) = &net.tap else { return Err(validation(&["a tap of its own is not played"])) };
+            check_tap(tap).map_err(NoGuest::Nets)?;
+        }
+        for (disk, file) in disks.iter().zip(&files) {
+            image::lock_disk(disk, file).map_err(NoGuest::NotBooted)?;
+        }
+        image::check_kernel(&kernel).map_err(NoGuest::NotBooted)?;
         if inert {
-            return Ok(Guest { running: None, paused: false, _disks: locks });
+            return Ok(Guest { running: None, paused: false, _disks: files });
         }
         let mut command = qemu();
         command.args(["-smp", &config.cpus.boot_vcpus.to_string(), "-m", &(config.memory.size >> 20).to_string()]);
         command.args(["-chardev", "stdio,id=qmp,signal=off", "-mon", "chardev=qmp,mode=control"]);
-        if let Some(uuid) = config.platform.as_ref().and_then(|platform| platform.uuid.as_ref()) {
+        if let Some(uuid) = config.platform.as_ref().and_then(|platform| platform.system_uuid.as_ref()) {
             command.args(["-uuid", uuid]);
         }
-        match (config.serial.mode, &config.serial.file) {
+        match (config.serial.common.mode, &config.serial.common.file) {
             (Mode::File, Some(file)) => {
                 let console = format!("file,id=console,path={}", doubled(file));
                 command.args(["-chardev", &console, "-serial", "chardev:console"]);
             }
             (Mode::Off | Mode::Null, _) => {}
-            _ => return Err(validation("this serial line is not played")),
+            _ => return Err(validation(&["this serial line is not played"])),
         }
         for (n, disk) in disks.iter().enumerate() {
             let path = doubled(disk.path.as_deref().unwrap_or(std::path::Path::new("")));
@@ -99,7 +176,7 @@ impl Guest {
             command.args(["-device", &format!("virtio-blk-pci,drive=d{n}")]);
         }
         for (n, net) in config.net.iter().flatten().enumerate() {
-            let Some(tap) = &net.tap else { return Err(validation("a tap of its own is not played")) };
+            let Some(tap) = &net.tap else { continue };
             command.args(["-netdev", &format!("tap,id=n{n},ifname={tap},script=no,downscript=no,vhost=off")]);
             let on = |on: bool| if on { "on" } else { "off" };
             let (csum, tso, ufo) = (on(net.offload_csum), on(net.offload_tso), on(net.offload_ufo));
@@ -116,21 +193,15 @@ impl Guest {
         if config.pvpanic {
             command.args(["-device", "pvpanic-pci"]);
         }
-        command.arg("-kernel").arg(kernel);
+        command.arg("-kernel").arg(&kernel);
         if let Some(initramfs) = &payload.initramfs {
-            if !initramfs.is_file() {
-                return Err(vec![
-                    "Cannot open initramfs file".to_owned(),
-                    "No such file or directory (os error 2)".to_owned(),
-                ]);
-            }
             command.arg("-initrd").arg(initramfs);
         }
         if let Some(cmdline) = &payload.cmdline {
             command.args(["-append", cmdline]);
         }
-        let running = Running::start(command, events.clone(), exit.clone()).await?;
-        Ok(Guest { running: Some(running), paused: false, _disks: locks })
+        let running = Running::start(command, events.clone(), exit.clone()).await.map_err(NoGuest::NotBooted)?;
+        Ok(Guest { running: Some(running), paused: false, _disks: files })
     }
 
     pub async fn press_power_button(&mut self) {

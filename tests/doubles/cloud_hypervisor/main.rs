@@ -1,5 +1,6 @@
 //! Plays `cloud-hypervisor` on machines without a usable KVM, for tests: the same options, REST API, event monitor, messages and exit
-//! codes as version 54, the ugly parts included. Its guests are real: they run under QEMU, on the tap that it is given.
+//! codes as version 54, the ugly parts included; `tests/it/drivers/cloud_hypervisor/compared` has a recording of the program, to which
+//! this double is held. Its guests are real: they run under QEMU, on the tap that it is given.
 //!
 //! It shares no code with the service, so that the two cannot share a mistake. `control.rs` says how a test orders faults, in a file
 //! beside the program.
@@ -26,7 +27,7 @@ use tokio::{
 };
 
 use crate::{
-    args::Options,
+    args::{Options, Refusal},
     control::Control,
     events::Monitor,
     vmm::{Exit, Vmm},
@@ -41,14 +42,15 @@ fn main() -> ExitCode {
     let options = match args::parse(&args) {
         Ok(Some(options)) => options,
         Ok(None) => {
-            let version = format!("cloud-hypervisor {}\n", control.version());
+            let version = format!("cloud-hypervisor {}\nMigration Protocol Versions: 0\n", control.version());
             let printed = std::io::Write::write_all(&mut std::io::stdout(), version.as_bytes());
             return if printed.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
         }
-        Err(usage) => {
+        Err(Refusal::Usage(usage)) => {
             eprintln!("{usage}");
             return ExitCode::from(2);
         }
+        Err(Refusal::Chain(chain)) => return failed(&chain),
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
@@ -68,22 +70,31 @@ async fn run(options: Options, control: Control) -> Result<(), Chain> {
         return Err(vec![
             "Failed to open hypervisor interface (is hypervisor interface available?)".to_owned(),
             "Failed to create the hypervisor".to_owned(),
+            "no supported hypervisor".to_owned(),
         ]);
     }
-    let events = Arc::new(Monitor::open(options.event_monitor.as_ref()).map_err(one)?);
+    let events = Monitor::open(options.event_monitor.as_ref())
+        .map_err(|error| vec!["Error doing event monitor I/O".to_owned(), error.to_string()])?;
+    let events = Arc::new(events);
     let (exit, mut exits) = mpsc::unbounded_channel();
     events.event("vmm", "starting", None);
     if let Some(described) = &options.described {
-        return guest::run_described(described).await;
+        return guest::run_described(described).await.map_err(|chain| {
+            let outer = ["Error booting VM", "The VM could not boot"].map(str::to_owned);
+            outer.into_iter().chain(chain).collect()
+        });
     }
     let Some(socket) = options.api_socket else { return Err(vec!["No API socket and no payload".to_owned()]) };
     // A stale one is replaced; a live one is refused.
     if std::os::unix::net::UnixStream::connect(&socket).is_ok() {
-        let text = "Error binding API server socket".to_owned();
-        return Err(vec!["Failed to start the VMM thread".to_owned(), text, "Address already in use".to_owned()]);
+        let text = format!("API socket {socket:?} is already in use by another running instance");
+        return Err(vec!["Failed to start the VMM thread".to_owned(), text]);
     }
     let _ = std::fs::remove_file(&socket);
-    let listener = UnixListener::bind(&socket).map_err(one)?;
+    let listener = UnixListener::bind(&socket).map_err(|error| {
+        let texts = ["Failed to start the VMM thread", "Error creation API server's socket"].map(str::to_owned);
+        texts.into_iter().chain([error.to_string()]).collect::<Chain>()
+    })?;
     std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o700)).map_err(one)?;
     let vmm = Arc::new(tokio::sync::Mutex::new(Vmm::new(events, control.clone(), exit)));
     let serving = tokio::spawn(api::serve(listener, vmm.clone(), control));

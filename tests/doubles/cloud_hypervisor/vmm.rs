@@ -5,7 +5,13 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::{Chain, config::VmConfig, control::Control, events::Monitor, guest::Guest};
+use crate::{
+    Chain,
+    config::{ConsoleCommon, Mode, VmConfig},
+    control::Control,
+    events::Monitor,
+    guest::{Guest, NoGuest},
+};
 
 /// Why the program does something without being asked over its API.
 #[derive(Debug)]
@@ -21,7 +27,25 @@ pub struct Vmm {
     control: Control,
     exit: UnboundedSender<Exit>,
     config: Option<VmConfig>,
-    vm: Option<Guest>,
+    /// The serial line's file was opened for the next boot.
+    console: bool,
+    vm: Option<Vm>,
+}
+
+enum Vm {
+    Booted(Guest),
+    /// It could not be booted.
+    Kept,
+}
+
+impl Vm {
+    fn state(&self) -> &'static str {
+        match self {
+            Vm::Kept => "Created",
+            Vm::Booted(guest) if guest.paused => "Paused",
+            Vm::Booted(_) => "Running",
+        }
+    }
 }
 
 fn cause(text: &str) -> Chain {
@@ -30,7 +54,7 @@ fn cause(text: &str) -> Chain {
 
 impl Vmm {
     pub fn new(events: Arc<Monitor>, control: Control, exit: UnboundedSender<Exit>) -> Self {
-        Self { events, control, exit, config: None, vm: None }
+        Self { events, control, exit, config: None, console: false, vm: None }
     }
 
     /// Only stores it. It is looked at when the vm is booted.
@@ -38,11 +62,20 @@ impl Vmm {
         if self.config.is_some() {
             return Err(cause("VM is already created"));
         }
-        if let (crate::config::Mode::File, Some(file)) = (config.serial.mode, &config.serial.file) {
-            std::fs::File::create(file)
-                .map_err(|error| vec!["Error creating console devices".to_owned(), error.to_string()])?;
-        }
+        // It stays, whatever follows.
         self.config = Some(config);
+        self.open_console()
+    }
+
+    fn open_console(&mut self) -> Result<(), Chain> {
+        let serial = self.config.as_ref().map(|config| &config.serial.common);
+        if let Some(ConsoleCommon { mode: Mode::File, file: Some(file) }) = serial {
+            std::fs::File::create(file).map_err(|error| {
+                let texts = ["Error creating console devices", "Error creating console device"];
+                texts.into_iter().map(str::to_owned).chain([error.to_string()]).collect::<Chain>()
+            })?;
+        }
+        self.console = true;
         Ok(())
     }
 
@@ -51,16 +84,40 @@ impl Vmm {
             return Err(cause("VM is already created"));
         }
         self.events.event("vm", "booting", None);
-        let Some(config) = &self.config else { return Err(cause("VM config is missing")) };
-        self.vm = Some(Guest::boot(config, self.control.again().inert, &self.events, &self.exit).await?);
+        if self.config.is_none() {
+            return Err(cause("VM config is missing"));
+        }
+        if !self.console {
+            self.open_console()?;
+        }
+        let Some(config) = &mut self.config else { return Err(cause("VM config is missing")) };
+        match Guest::boot(config, self.control.again().inert, &self.events, &self.exit).await {
+            Ok(guest) => self.vm = Some(Vm::Booted(guest)),
+            Err(NoGuest::Refused(chain)) => return Err(chain),
+            Err(NoGuest::Disks(chain)) => {
+                config.disks = None;
+                return Err(chain);
+            }
+            Err(NoGuest::Nets(chain)) => {
+                config.net = None;
+                return Err(chain);
+            }
+            Err(NoGuest::NotBooted(chain)) => {
+                self.vm = Some(Vm::Kept);
+                return Err(chain);
+            }
+        }
         self.events.event("vm", "booted", None);
         Ok(())
     }
 
     /// Drops the guest and keeps the configuration: afterwards the vm is `Created`, and may be booted again.
     pub async fn shut_down(&mut self) -> Result<(), Chain> {
-        let Some(guest) = self.vm.take() else { return Err(cause("VM is not running")) };
-        guest.end().await;
+        let Some(vm) = self.vm.take() else { return Err(cause("VM is not running")) };
+        self.console = false;
+        if let Vm::Booted(guest) = vm {
+            guest.end().await;
+        }
         self.events.event("vm", "shutdown", None);
         Ok(())
     }
@@ -102,40 +159,47 @@ impl Vmm {
 
     pub async fn press_power_button(&mut self) -> Result<(), Chain> {
         match &mut self.vm {
-            Some(guest) => {
+            Some(Vm::Booted(guest)) => {
                 guest.press_power_button().await;
                 Ok(())
             }
+            Some(Vm::Kept) => Ok(()),
             None => Err(cause("VM is not running")),
         }
     }
 
     pub async fn pause(&mut self, pause: bool) -> Result<(), Chain> {
-        let Some(guest) = &mut self.vm else { return Err(cause("VM is not running")) };
-        if guest.paused == pause {
-            let state = if pause { "Paused" } else { "Running" };
-            return Err(cause(&format!("invalid VM state transition: {state} to {state}")));
-        }
-        let (before, after) = if pause { ("pausing", "paused") } else { ("resuming", "resumed") };
+        let Some(vm) = &mut self.vm else { return Err(cause("VM is not running")) };
+        let (verb, before, after) =
+            if pause { ("pause", "pausing", "paused") } else { ("resume", "resuming", "resumed") };
+        // Also if it is refused.
         self.events.event("vm", before, None);
-        guest.pause(pause).await;
+        let (from, to) = (vm.state(), if pause { "Paused" } else { "Running" });
+        match vm {
+            Vm::Booted(guest) if guest.paused != pause => guest.pause(pause).await,
+            _ => {
+                return Err(vec![
+                    format!("Cannot {verb} VM"),
+                    format!("Failed to {verb} migratable component"),
+                    format!("Invalid transition: InvalidStateTransition({from}, {to})"),
+                ]);
+            }
+        }
         self.events.event("vm", after, None);
         Ok(())
     }
 
     pub fn info(&self) -> Result<Value, Chain> {
         let Some(config) = &self.config else { return Err(cause("VM is not created")) };
-        let state = match &self.vm {
-            None => "Created",
-            Some(guest) if guest.paused => "Paused",
-            Some(_) => "Running",
-        };
-        Ok(json!({
+        let mut info = json!({
             "config": config,
-            "state": state,
+            "state": self.vm.as_ref().map_or("Created", Vm::state),
             "memory_actual_size": config.memory.size,
-            "device_tree": self.vm.is_some().then(|| json!({})),
-        }))
+        });
+        if self.vm.is_some() {
+            info["device_tree"] = json!({});
+        }
+        Ok(info)
     }
 
     pub fn ping(&self) -> Value {

@@ -40,16 +40,15 @@ pub trait Rig: Sync {
 /// Longer than anything but a guest's boot takes.
 const SOON: Duration = Duration::from_secs(20);
 
-/// Runs every case; says how many there were.
-pub async fn all(rig: &impl Rig) -> usize {
-    let mut cases = 0;
-    macro_rules! case {
-        ($name:ident) => {
+/// Runs cases and counts them.
+macro_rules! cases {
+    ($rig:ident: $($name:ident)+) => {
+        [$({
             let began = Instant::now();
             let id = VmId::mint();
-            $name(rig, id).await;
+            $name($rig, id).await;
             let name = id.instance();
-            let driver = rig.driver();
+            let driver = $rig.driver();
             assert_eq!(
                 driver.inspect(&name).await.unwrap(),
                 Observation::Absent,
@@ -57,27 +56,34 @@ pub async fn all(rig: &impl Rig) -> usize {
             );
             assert!(!shows(&*driver, &name).await, concat!(stringify!($name), " leaves nothing in the list"));
             eprintln!("conformance: {} {:?}", stringify!($name), began.elapsed());
-            cases += 1;
-        };
-    }
-    case!(says_what_it_can_do);
-    case!(nothing_is_absent);
-    case!(ending_what_is_absent_is_success);
-    case!(create_twice_gives_one_stopped_instance);
-    case!(start_twice_gives_one_running_instance);
-    case!(start_without_create_fails);
-    case!(an_instance_that_ended_is_not_started_again);
-    case!(a_running_instance_survives_create);
-    case!(stop_escalates_when_the_guest_is_deaf);
-    case!(stop_lets_the_guest_power_down);
-    case!(destroy_takes_a_running_instance);
-    case!(destroy_takes_a_stopped_instance);
-    case!(the_end_is_reported_with_its_cause);
-    case!(the_end_is_reported_to_a_second_listener);
-    case!(the_guests_own_end_is_reported);
-    case!(a_restart_finds_what_runs);
-    case!(the_list_shows_own_and_foreign_instances);
-    cases
+        }),+].len()
+    };
+}
+
+/// Runs every case; says how many there were.
+pub async fn all(rig: &impl Rig) -> usize {
+    as_far_as_booted(rig).await + cases!(rig: stop_lets_the_guest_power_down the_guests_own_end_is_reported)
+}
+
+/// The cases in which a guest need do nothing after it was booted.
+pub async fn as_far_as_booted(rig: &impl Rig) -> usize {
+    cases!(rig:
+        says_what_it_can_do
+        nothing_is_absent
+        ending_what_is_absent_is_success
+        create_twice_gives_one_stopped_instance
+        start_twice_gives_one_running_instance
+        start_without_create_fails
+        an_instance_that_ended_is_not_started_again
+        a_running_instance_survives_create
+        stop_escalates_when_the_guest_is_deaf
+        destroy_takes_a_running_instance
+        destroy_takes_a_stopped_instance
+        the_end_is_reported_with_its_cause
+        the_end_is_reported_to_a_second_listener
+        a_restart_finds_what_runs
+        the_list_shows_own_and_foreign_instances
+    )
 }
 
 async fn shows(driver: &dyn Driver, name: &InstanceName) -> bool {
