@@ -80,6 +80,7 @@ guests() {
     BENCH_PROFILE=debug E2E_NAME=github-jobs-short E2E_JOBS=3 E2E_PATTERNS=at-once,killed,counter-proof \
         python3 benches/github.py
     part 'what guests reach in each network mode, in namespaces'
+    cargo build --quiet --locked --bin mayfly --example cloud-hypervisor-double
     python3 -B tests/network/main.py
     part 'what make campaign sees'
     python3 -B tests/campaign/observer_test.py

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """Shows what guests reach in each network mode, with real guests in a network of its own.
 
-    main.py [--binary target/debug/mayfly] [--user root] [--user nobody]
+    main.py [--binary target/debug/mayfly] [--double target/debug/examples/cloud-hypervisor-double]
+            [--run qemu:root] [--run qemu:nobody] [--run cloud-hypervisor:nobody]
 
 It makes two network namespaces: the *host*, in which the service and its guests run, with two interfaces, and the *world*
-behind one of them, which has public, private and link-local addresses, a DNS server and web servers. For each user it starts
-the service, and one guest per mode, whose job tries every destination. Each result is compared with the table below; the
-tables are printed, and the exit status is 1 if one of them is wrong. Nothing outside of the namespaces is touched. Needs root
-to make them.
+behind one of them, which has public, private and link-local addresses, a DNS server and web servers. For each run it starts
+the service with one driver, as one user, and one guest per mode, whose job tries every destination. Each result is compared
+with the table below; the tables are printed, and the exit status is 1 if one of them is wrong. Nothing outside of the
+namespaces is touched. Needs root to make them. Cloud Hypervisor is played by its double, whose guests are real and are behind
+the driver's own tap.
 """
 
 import argparse
@@ -34,6 +36,9 @@ import urllib.request
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 IMAGE = pathlib.Path(os.environ.get("MAYFLY_TEST_IMAGE", pathlib.Path.home() / ".cache/mayfly/images/micro"))
 MODES = ["isolated", "internet", "host"]
+RUNS = ["qemu:root", "qemu:nobody", "cloud-hypervisor:nobody"]
+# Below the service's data directory.
+INSTANCES = {"qemu": "instances", "cloud-hypervisor": "cloud-hypervisor"}
 # How long one guest may take from its creation to its end. Emulated guests on a busy machine are slow.
 LIFE = 300
 
@@ -249,6 +254,9 @@ def host_network():
     resolver.write_text("nameserver 10.77.0.1\n")
     run("mount", "--bind", resolver, os.path.realpath("/etc/resolv.conf"))
     serve_web(8081)
+    # For services of other users than root, as on a host that is prepared for Cloud Hypervisor.
+    run("mount", "-t", "tmpfs", "none", "/dev/net")
+    run("mknod", "-m", "666", "/dev/net/tun", "c", "10", "200")
     return other
 
 
@@ -265,9 +273,15 @@ JOB = "\n".join(
 )
 
 
+def interfaces():
+    return sorted(name for _, name in socket.if_nameindex())
+
+
 class Service:
-    def __init__(self, binary, user):
-        self.user = user
+    def __init__(self, binary, double, driver, user):
+        self.driver = driver
+        self.interfaces = interfaces()
+        self.looked = set()
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="mayfly-net-", dir="/tmp"))
         # For a user that may not enter the directories of the one who builds.
         program, image = self.dir / "mayfly", self.dir / "image"
@@ -289,6 +303,11 @@ class Service:
             "MAYFLY_NETWORK__HTTPS_PROXY": "http://%s:%d" % PROXY, "MAYFLY_NETWORK__HTTP_PROXY": "http://%s:%d" % PROXY,
             "MAYFLY_NETWORK__CA_BUNDLE_FILE": "ca.pem", "MAYFLY_NETWORK__PROXY_CREDENTIALS_FILE": "proxy.credentials",
         }
+        if driver == "cloud-hypervisor":
+            hypervisor = self.dir / "cloud-hypervisor"
+            shutil.copy(double, hypervisor)
+            env |= {"MAYFLY_DRIVERS__QEMU__ENABLED": "false", "MAYFLY_DRIVERS__CLOUD_HYPERVISOR__ENABLED": "true",
+                    "MAYFLY_DRIVERS__CLOUD_HYPERVISOR__BINARY": str(hypervisor)}
         drop = ["setpriv", "--reuid", user, "--regid", "nogroup", "--clear-groups"] if user != "root" else []
         self.log = open(self.dir / "service.log", "w")
         self.process = subprocess.Popen(drop + [str(program), "--data-dir", str(self.data), "serve"], env=env, stdout=self.log,
@@ -304,7 +323,7 @@ class Service:
         description = json.loads((image / "template.json").read_text())
         fields = {key: value for key, value in description.items() if key in ("cpus", "memory_mib", "cmdline", "handover", "user", "os", "arch")}
         self.request("POST", "/templates", {
-            "name": "micro", "disk": str(image / "disk.qcow2"), "kernel": str(image / "vmlinuz"),
+            "name": "micro", "driver": driver, "disk": str(image / "disk.qcow2"), "kernel": str(image / "vmlinuz"),
             "initramfs": str(image / "initramfs.img"), "ssh_key": str(image / "id_ed25519"), **fields})
 
     def request(self, method, path, body=None):
@@ -337,14 +356,23 @@ class Service:
         return {url: int(status) for _, url, status in lines}, said, vm
 
     def look(self, vm):
-        """From the host: QEMU is confined, and nobody else has a way to the guest's SSH port."""
-        directory = self.data / "instances" / f"mayfly-{vm}"
+        """From the host: the hypervisor is confined, and nobody else has a way to the guest's SSH port."""
+        directory = self.data / INSTANCES[self.driver] / f"mayfly-{vm}"
         try:
-            pid = (directory / "qemu.pid").read_text().strip()
-            status = pathlib.Path(f"/proc/{pid}/status").read_text()
+            if self.driver == "qemu":
+                process = pathlib.Path("/proc") / (directory / "qemu.pid").read_text().strip()
+            else:
+                process = pathlib.Path("/proc") / str(json.loads((directory / "hypervisor.process").read_text())["pid"])
+            status = (process / "status").read_text()
+            network = os.readlink(process / "ns" / "net")
         except OSError:
             return  # it has ended meanwhile
-        assert "Seccomp:\t2\n" in status, f"QEMU {pid} has no sandbox:\n{status}"
+        if self.driver == "qemu":
+            assert "Seccomp:\t2\n" in status, f"QEMU has no sandbox:\n{status}"
+        else:
+            assert "CapEff:\t0000000000000000\n" in status and "NoNewPrivs:\t1\n" in status, f"it has rights:\n{status}"
+            assert network != os.readlink("/proc/self/ns/net"), "the hypervisor is in the host's network"
+        assert interfaces() == self.interfaces, f"a guest has an interface of the host: {interfaces()}"
         try_connect = f"import socket; socket.socket(socket.AF_UNIX).connect({str(directory / 'ssh.sock')!r})"
         stranger = subprocess.run(["setpriv", "--reuid", "daemon", "--regid", "daemon", "--clear-groups", "python3", "-c", try_connect],
                                   capture_output=True, text=True, cwd="/")
@@ -352,6 +380,7 @@ class Service:
         listening = subprocess.run(["ss", "-Hltn"], capture_output=True, text=True).stdout
         ports = sorted({line.split()[3].rsplit(":", 1)[1] for line in listening.splitlines()})
         assert set(ports) <= {"8081", "8470", "8471"}, f"unexpected listeners: {listening}"
+        self.looked.add(vm)
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
@@ -359,12 +388,13 @@ class Service:
         shutil.rmtree(self.dir)
 
 
-def matrix(binary, user):
-    service = Service(binary, user)
+def matrix(binary, double, driver, user):
+    service = Service(binary, double, driver, user)
+    run_as = f"{driver} as {user}"
     with concurrent.futures.ThreadPoolExecutor() as pool:
         results = dict(zip(MODES, pool.map(service.life, MODES)))
     wrong = []
-    print(f"\nthe service runs as {user}\n\n| destination | " + " | ".join(MODES) + " |\n|---" * 1 + "|---" * len(MODES) + "|")
+    print(f"\n{run_as}\n\n| destination | " + " | ".join(MODES) + " |\n|---" * 1 + "|---" * len(MODES) + "|")
     for url, what, reached_in in DESTINATIONS:
         cells = []
         for mode in MODES:
@@ -372,7 +402,7 @@ def matrix(binary, user):
             reached = status == 0 or (url.startswith("telnet:") and status == 28)
             cells.append({0: "reached", 7: "refused", 6: "no such name", 28: "no answer"}.get(status, f"curl {status}"))
             if reached_in is not None and (status is None or reached != (mode in reached_in.split())):
-                wrong.append(f"{user}, {mode}: {url} ({what}) gave {status}")
+                wrong.append(f"{run_as}, {mode}: {url} ({what}) gave {status}")
         print(f"| {what} ({url}) | " + " | ".join(cells) + " |")
     for mode in MODES:
         said = results[mode][1]
@@ -380,9 +410,9 @@ def matrix(binary, user):
         for number, (what, _, expected) in enumerate(TRIES):
             print(f"- {what}: {said.get(str(number))}")
             if mode == "internet" and said.get(str(number)) != expected:
-                wrong.append(f"{user}, {mode}: {what}: {said.get(str(number))!r}, not {expected!r}")
+                wrong.append(f"{run_as}, {mode}: {what}: {said.get(str(number))!r}, not {expected!r}")
         if said.get("set", "") != ("" if mode == "isolated" else "xxxxxx"):
-            wrong.append(f"{user}, {mode}: variables of the proxy: {said.get('set')!r}")
+            wrong.append(f"{run_as}, {mode}: variables of the proxy: {said.get('set')!r}")
     secret = urllib.parse.quote(CREDENTIALS.split(":")[1])
     for text in (CREDENTIALS, secret):
         # The seed is a private file of the instance, which is gone; everything else must never have had it.
@@ -390,11 +420,13 @@ def matrix(binary, user):
                                capture_output=True, text=True).stdout.split()
         found = [file for file in found if not file.endswith("job.log")]
         if found:
-            wrong.append(f"{user}: the proxy's password is in {found}")
+            wrong.append(f"{run_as}: the proxy's password is in {found}")
     for mode in MODES:
         vm = results[mode][2]
         if (vm.get("outcome") or {}).get("result") != "completed":
-            wrong.append(f"{user}, {mode}: the vm ended with {vm.get('outcome')}")
+            wrong.append(f"{run_as}, {mode}: the vm ended with {vm.get('outcome')}")
+        if vm["id"] not in service.looked:
+            wrong.append(f"{run_as}, {mode}: the guest was not looked at while it ran")
     if wrong:
         print((service.dir / "service.log").read_text()[-4000:])
     service.stop()
@@ -404,21 +436,22 @@ def matrix(binary, user):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", default=str(ROOT / "target" / "debug" / "mayfly"))
-    parser.add_argument("--user", action="append", help="the user that the service runs as; default: root and nobody")
+    parser.add_argument("--double", default=str(ROOT / "target" / "debug" / "examples" / "cloud-hypervisor-double"))
+    parser.add_argument("--run", action="append", help="a driver and the user that the service runs as; default: " + ", ".join(RUNS))
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--world", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.world:
         return world()
     if not options.inside:
-        inside = [sys.executable, __file__, "--inside", "--binary", options.binary]
-        inside += [word for user in options.user or ["root", "nobody"] for word in ("--user", user)]
+        inside = [sys.executable, __file__, "--inside", "--binary", options.binary, "--double", options.double]
+        inside += [word for one in options.run or RUNS for word in ("--run", one)]
         # The namespaces, and all processes in them, end with this one.
         os.execvp("unshare", ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"] + inside)
     certificates = tempfile.TemporaryDirectory(prefix="mayfly-net-")
     os.environ["CERTIFICATE"] = make_certificate(certificates.name)
     other = host_network()
-    wrong = [line for user in options.user for line in matrix(options.binary, user)]
+    wrong = [line for one in options.run for line in matrix(options.binary, options.double, *one.split(":"))]
     other.terminate()
     print("\n" + ("\n".join(wrong) if wrong else "all as expected"))
     sys.exit(1 if wrong else 0)
