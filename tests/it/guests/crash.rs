@@ -43,15 +43,18 @@ async fn die_on_a_mac_after(kind: &str, handover: &str) {
     mac.assert_nothing_left().await;
 }
 
-/// The same with Cloud Hypervisor: supervisor, hypervisor and gateway outlive the service, and are adopted.
+/// The same with Cloud Hypervisor: supervisor, hypervisor and gateway outlive the service, and are adopted. In the end they are gone, and
+/// with them the namespaces and the tap.
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 async fn die_on_cloud_hypervisor_after(kind: &str, handover: &str) {
     use crate::support::cloud_hypervisor;
 
     let mut serve = cloud_hypervisor::serve().await;
     cloud_hypervisor::template(&serve, "micro", handover).await;
+    let traces = cloud_hypervisor::Traces::watch(&serve.dir.join("cloud-hypervisor"));
     live_through(&mut serve, kind).await;
     cloud_hypervisor::assert_nothing_left(&serve).await;
+    traces.assert_gone();
 }
 
 async fn live_through(serve: &mut Serve, kind: &str) {
@@ -118,11 +121,19 @@ kill_points! { die_on_a_mac_after:
 
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 kill_points! { die_on_cloud_hypervisor_after:
+    on_cloud_hypervisor_after_created "created" "ssh"
     on_cloud_hypervisor_after_slot_taken "slot_taken" "seed"
     on_cloud_hypervisor_after_cloned "cloned" "seed"
+    on_cloud_hypervisor_after_endpoint_found "endpoint_found" "seed"
     on_cloud_hypervisor_after_guest_ready "guest_ready" "ssh"
+    on_cloud_hypervisor_after_guest_described "guest_described" "ssh"
     on_cloud_hypervisor_after_guest_configured "guest_configured" "seed"
+    on_cloud_hypervisor_after_runner_changed "runner_changed" "seed"
+    on_cloud_hypervisor_after_end_announced "end_announced" "ssh"
+    on_cloud_hypervisor_after_job_finished "job_finished" "seed"
     on_cloud_hypervisor_after_end_proven "end_proven" "seed"
+    on_cloud_hypervisor_after_instance_stopped "instance_stopped" "seed"
+    on_cloud_hypervisor_after_instance_absent "instance_absent" "seed"
 }
 
 kill_points! { die_after:

@@ -6,6 +6,10 @@ use serde_json::{Value, json};
 
 use super::{Serve, image};
 
+mod traces;
+
+pub use traces::Traces;
+
 pub fn double() -> PathBuf {
     let profile = std::env::current_exe().unwrap().parent().unwrap().parent().unwrap().to_owned();
     let double = profile.join("examples/cloud-hypervisor-double");
