@@ -109,7 +109,7 @@ pub async fn wait_until_responsive(paths: &VmmPaths, name: &InstanceName) -> Res
 pub async fn boot(program: &Path, config: &VmConfig, paths: &VmmPaths, name: &InstanceName) -> Result<()> {
     let refused = |error| fault::api(error, &words(paths));
     gateway::ensure(program, &paths.gateway()).await?;
-    if api::state(&paths.api()).await.map_err(refused)? == VmState::None {
+    if state(paths).await? == VmState::None {
         match api::create(&paths.api(), config).await {
             Ok(()) => {}
             // A concurrent start was faster.
@@ -117,7 +117,7 @@ pub async fn boot(program: &Path, config: &VmConfig, paths: &VmmPaths, name: &In
             Err(error) => return Err(refused(error)),
         }
     }
-    match api::state(&paths.api()).await.map_err(refused)? {
+    match state(paths).await? {
         VmState::Booted => Ok(()),
         // It was booted, and shut down by another program: its supervisor is about to end it.
         VmState::Created if was_booted(paths)? => Ok(()),
@@ -129,7 +129,8 @@ pub async fn boot(program: &Path, config: &VmConfig, paths: &VmmPaths, name: &In
                 .map_err(|error| failure::io(error, Code::BootFailed, "the start of the guest cannot be recorded"))?;
             match api::boot(&paths.api()).await {
                 Ok(()) => Ok(()),
-                Err(error) if error.says("VM is already created") => Ok(()),
+                // A concurrent start was faster. The hypervisor says the same of a guest that could not be booted, which it keeps.
+                Err(error) if error.says("VM is already created") && is_booted(paths).await? => Ok(()),
                 Err(error @ VmmApiError::Refused { .. }) => {
                     // The guest has not run, so another attempt may start this clone.
                     let unmarked = files::ignore_not_found(tokio::fs::remove_file(paths.started()).await);
@@ -150,12 +151,33 @@ pub async fn boot(program: &Path, config: &VmConfig, paths: &VmmPaths, name: &In
     }
 }
 
+/// Whether the hypervisor has refused to boot its guest. It must not be asked again, because it remembers only a part of the guest: it may
+/// boot it without its disks.
+pub async fn has_refused(paths: &VmmPaths) -> Result<bool> {
+    // Before the state, which is told when a boot that is under way has ended.
+    let tried = has_event(paths, "booting")? && !was_booted(paths)?;
+    Ok(tried && state(paths).await? == VmState::Created)
+}
+
+async fn is_booted(paths: &VmmPaths) -> Result<bool> {
+    Ok(state(paths).await? == VmState::Booted || was_booted(paths)?)
+}
+
+async fn state(paths: &VmmPaths) -> Result<VmState> {
+    api::state(&paths.api()).await.map_err(|error| fault::api(error, &words(paths)))
+}
+
 fn was_booted(paths: &VmmPaths) -> Result<bool> {
+    has_event(paths, "booted")
+}
+
+/// Whether this happened to the guest of the hypervisor that runs.
+fn has_event(paths: &VmmPaths, name: &str) -> Result<bool> {
     let events = files::read_tail(&paths.events(), EVENTS).map_err(|error| failure::unseen(error, "the events"))?;
     let events = events.unwrap_or_default();
     let mut events =
         events.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<VmmEvent>(line).ok());
-    Ok(events.any(|event| event.source == "vm" && event.event == "booted"))
+    Ok(events.any(|event| event.source == "vm" && event.event == name))
 }
 
 /// The end of the hypervisor's log.

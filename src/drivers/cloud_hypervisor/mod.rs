@@ -214,7 +214,13 @@ impl Driver for CloudHypervisor {
             DriverError::new(ErrorKind::Permanent, Code::TemplateInvalid, summary)
         })?;
         let program = &self.settings.program;
-        if launch::wait_until_responsive(&paths, name).await?.is_none() {
+        let mut running = launch::wait_until_responsive(&paths, name).await?.is_some();
+        if running && launch::has_refused(&paths).await? {
+            // Left by a start that was interrupted.
+            end_without_guest(&paths, name).await?;
+            running = false;
+        }
+        if !running {
             if instances::exists(&paths.started())? {
                 return Ok(());
             }
@@ -228,12 +234,7 @@ impl Driver for CloudHypervisor {
         }
         let booted = launch::boot(program, &config, &paths, name).await;
         if booted.is_err() && !instances::exists(&paths.started())? {
-            // It has no guest. Left alone, it would look like one that runs.
-            while let Some(process) = presence::running(&paths, name).await? {
-                force(&paths, name, &process).await?;
-            }
-            let unmarked = ignore_not_found(tokio::fs::remove_file(paths.stopped_by_host()).await);
-            unmarked.map_err(|error| failure::unseen(error, "the instance"))?;
+            end_without_guest(&paths, name).await?;
         }
         booted
     }
@@ -350,6 +351,18 @@ async fn force(paths: &VmmPaths, name: &InstanceName, process: &Process) -> Resu
         }
     }
     last_resort::kill(process, name).await
+}
+
+/// Ends a hypervisor that has no guest. Left alone, it would look like one that runs.
+async fn end_without_guest(paths: &VmmPaths, name: &InstanceName) -> Result<()> {
+    while let Some(process) = presence::running(paths, name).await? {
+        force(paths, name, &process).await?;
+    }
+    for mark in [paths.started(), paths.stopped_by_host()] {
+        let unmarked = ignore_not_found(tokio::fs::remove_file(mark).await);
+        unmarked.map_err(|error| failure::unseen(error, "the instance"))?;
+    }
+    Ok(())
 }
 
 /// The cause of the latest end.

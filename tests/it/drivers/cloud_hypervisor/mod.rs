@@ -19,6 +19,7 @@ use self::rig::{DEAF, POWER_OFF, RESET, VmmRig};
 use super::conformance;
 
 mod compared;
+mod interrupted;
 mod real;
 mod rig;
 

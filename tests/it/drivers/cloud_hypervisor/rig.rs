@@ -70,6 +70,29 @@ impl VmmRig {
         std::fs::rename(new, self.dir.path().join("double.json")).unwrap();
     }
 
+    /// The requests that the double was ordered not to answer, and has not answered.
+    pub fn unanswered(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("double.unanswered")).unwrap_or_default()
+    }
+
+    pub fn forget_unanswered(&self) {
+        let _ = std::fs::remove_file(self.dir.path().join("double.unanswered"));
+    }
+
+    /// What the hypervisor reported, once this is in it. It writes its events beside its answers.
+    pub async fn events_until(&self, name: &InstanceName, what: &str) -> String {
+        let file = self.instance(name).join("events.log");
+        let deadline = Instant::now() + SOON;
+        loop {
+            let events = std::fs::read_to_string(&file).unwrap();
+            if events.contains(what) {
+                return events;
+            }
+            assert!(Instant::now() < deadline, "no {what} in {events}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     pub fn instance(&self, name: &InstanceName) -> PathBuf {
         self.dir.path().join("instances").join(name.as_str())
     }
