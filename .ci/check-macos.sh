@@ -84,6 +84,8 @@ make_chroot() {
     mv "$chroot.new" "$chroot"
 }
 
+# Debian's compiler has the allocator of glibc, which is told to use huge pages in its own way (see MALLOC_CONF in
+# .cargo/config.toml).
 in_chroot() { # what cargo-zigbuild is told
     local registry=${CARGO_HOME:-$HOME/.cargo}/registry
     mkdir -p "$cache/target-chroot" "$cache/zig-chroot" "$registry"
@@ -108,7 +110,7 @@ in_chroot() { # what cargo-zigbuild is told
         into /etc/ssl/certs /etc/ssl/certs
         exec chroot "$root" /usr/bin/env --chdir="$tree" PATH=/usr/bin:/bin HOME=/check TMPDIR=/tmp "$@"
     ' sh "$chroot" "$tree" "$tools" "$registry" "$cache" \
-        RUSTC_BOOTSTRAP=1 CARGO_HOME=/check/cargo CARGO_TARGET_DIR=/check/target MACOSX_DEPLOYMENT_TARGET="$cross_macos" \
+        GLIBC_TUNABLES=glibc.malloc.hugetlb=1 RUSTC_BOOTSTRAP=1 CARGO_HOME=/check/cargo CARGO_TARGET_DIR=/check/target MACOSX_DEPLOYMENT_TARGET="$cross_macos" \
         CARGO_ZIGBUILD_ZIG_PATH=/check/tools/zig CARGO_ZIGBUILD_CACHE_DIR=/check/zig/wrappers \
         ZIG_GLOBAL_CACHE_DIR=/check/zig/cache \
         /check/tools/bin/cargo-zigbuild "$@"
