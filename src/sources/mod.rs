@@ -6,19 +6,21 @@
 //!     github    client of GitHub's API
 //!     gitea     client of Gitea's API
 //!     buildkite client of Buildkite's stacks API
-//!       runner, deliveries, error, answer_text    what the clients have in common
+//!       runner, deliveries, error, refusal, server_answer, token_file    what the clients have in common
 //! ```
 
-mod answer_text;
 pub mod buildkite;
 pub mod ci_server;
 pub mod deliveries;
 pub mod error;
 pub mod gitea;
 pub mod github;
+mod refusal;
 pub mod registry;
 pub mod runner;
 mod section;
+mod server_answer;
+mod token_file;
 
 pub use self::{
     ci_server::{CiClient, CiServer},

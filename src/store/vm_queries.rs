@@ -26,7 +26,7 @@ pub struct Filter {
     pub template: Option<String>,
     pub labels: Vec<(String, String)>,
     pub pool: Option<String>,
-    /// A job of GitHub that the vm was given.
+    /// Id of a job that the vm was given.
     pub job: Option<String>,
     pub created_since: Option<Timestamp>,
     /// Only vms older than this one.

@@ -40,8 +40,7 @@ pub(in crate::cli) struct VmList {
     /// Only vms that were created since: a time such as 2027-01-31T12:00:00Z, or how long ago, such as 2h or 3d
     #[arg(long, value_name = "TIME", value_parser = text::parse_since)]
     since: Option<Timestamp>,
-    /// Only vms whose runner was given this job, including deleted vms; the number is in the address of the job's
-    /// page at GitHub
+    /// Only vms whose runner was given this job, including deleted vms; the id is in the address of the job's page
     #[arg(long, value_name = "ID")]
     job: Option<String>,
     /// Also deleted vms whose records are still kept

@@ -239,7 +239,7 @@ impl PoolDemand {
             outcome.and_then(|outcome| outcome.detail).map(|detail| format!(" ({detail})")).unwrap_or_default();
         Ok(format!(
             "Mayfly could not run this job: {} virtual machines of its pool {} in a row ended without it. Error of the last one: \
-             {code}{detail}. The job can be run again when its administrator has repaired the cause.",
+             {code}{detail}. The job can be run again when an administrator of Mayfly has repaired the cause.",
             job.failed_vms, pool.name
         ))
     }

@@ -158,7 +158,7 @@ impl Poll {
         Ok(found)
     }
 
-    /// Prolongs the reservations of jobs whose vms are on their way. The inner error is the server's.
+    /// Prolongs the reservations of jobs that wait for their vms. The inner error is the server's.
     async fn keep_claims(&self, open: &[Job]) -> Result<Result<(), SourceError>> {
         if !self.server.kind().binds_jobs() {
             return Ok(Ok(()));

@@ -9,11 +9,7 @@ use std::{
 
 use jiff::Timestamp;
 use parking_lot::RwLock;
-use reqwest::{
-    Client, Method, StatusCode,
-    header::{AUTHORIZATION, HeaderMap, HeaderValue},
-};
-use secrecy::{ExposeSecret as _, SecretString, zeroize::Zeroizing};
+use reqwest::{Client, Method, StatusCode, header::AUTHORIZATION};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -22,15 +18,16 @@ use crate::{
     domain::SourceKind,
     platform::{
         Clock, error_chain,
-        files::read_secret,
-        http::{ClientOptions, Trust, bounded_body, read_certificates},
+        http::{ClientOptions, Trust, read_certificates},
         retry::Retry,
     },
-    sources::error::{SourceError, SourceErrorKind},
+    sources::{
+        error::{SourceError, SourceErrorKind},
+        server_answer::ServerAnswer,
+        token_file::TokenFile,
+    },
 };
 
-/// Limit of an answer. A page of a thousand jobs is below 1 MiB.
-const LARGEST: usize = 16 << 20;
 /// A pause that a limit of requests asks for and that is waited for within a request. The limits count by the second.
 const SHORT_PAUSE: Duration = Duration::from_secs(3);
 /// The type of stacks that are not the vendor's.
@@ -73,7 +70,7 @@ impl BuildkiteOptions {
 pub struct BuildkiteClient {
     http: Client,
     pub(super) options: BuildkiteOptions,
-    token: RwLock<SecretString>,
+    token: TokenFile,
     /// Whether the stack was registered since the start.
     registered: AtomicBool,
     /// Whether the queue was paused when it was last listed. `None`: it was not listed yet.
@@ -91,13 +88,6 @@ pub(super) struct StackCall {
     pub what: String,
     /// Whether a repetition has no further effect.
     pub repeatable: bool,
-}
-
-/// The complete answer. Overwritten when it is dropped, because some answers are secrets.
-pub(super) struct StackAnswer {
-    pub status: StatusCode,
-    headers: HeaderMap,
-    body: Zeroizing<Vec<u8>>,
 }
 
 impl fmt::Debug for BuildkiteClient {
@@ -123,14 +113,8 @@ impl BuildkiteClient {
             ..ClientOptions::new(options.connect_timeout)
         };
         let http = http.build().map_err(|error| settings(error_chain(&error.without_url())))?;
-        let token = token(&options).map_err(settings)?;
-        Ok(BuildkiteClient {
-            http,
-            options,
-            token: RwLock::new(token),
-            registered: AtomicBool::new(false),
-            paused: RwLock::new(None),
-        })
+        let token = TokenFile::read(&options.token_file, "agent token").map_err(settings)?;
+        Ok(BuildkiteClient { http, options, token, registered: AtomicBool::new(false), paused: RwLock::new(None) })
     }
 
     pub fn queue(&self) -> &BuildkiteQueue {
@@ -167,7 +151,7 @@ impl BuildkiteClient {
 
     /// The answer to a request of the registered stack. If Buildkite does not know the stack (it was deregistered by hand, or
     /// by another service of the same name), it is registered again.
-    pub(super) async fn send(&self, call: &StackCall) -> Result<StackAnswer, SourceError> {
+    pub(super) async fn send(&self, call: &StackCall) -> Result<ServerAnswer, SourceError> {
         let fresh = !self.registered.load(Ordering::Relaxed);
         if fresh {
             self.register_stack().await?;
@@ -191,15 +175,10 @@ impl BuildkiteClient {
         if answer.status != expected {
             return Err(self.refused(call, &answer));
         }
-        // The error does not quote values: some answers are secrets.
-        let mut reader = serde_json::Deserializer::from_slice(&answer.body);
-        serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-            let found = format!("something else at `{}`, {} bytes in all", error.path(), answer.body.len());
-            self.unparsable(&call.what, &found)
-        })
+        answer.parsed().map_err(|found| self.unparsable(&call.what, &found))
     }
 
-    pub(super) fn refused(&self, call: &StackCall, answer: &StackAnswer) -> SourceError {
+    pub(super) fn refused(&self, call: &StackCall, answer: &ServerAnswer) -> SourceError {
         if answer.status.is_success() {
             return self.unparsable(&call.what, &format!("the status {}", answer.status.as_u16()));
         }
@@ -213,15 +192,15 @@ impl BuildkiteClient {
     }
 
     /// The answer, after one more attempt if the token was refused and its file has another one by now.
-    async fn authorized(&self, call: &StackCall) -> Result<StackAnswer, SourceError> {
+    async fn authorized(&self, call: &StackCall) -> Result<ServerAnswer, SourceError> {
         let answer = self.retried(call).await?;
-        if answer.status == StatusCode::UNAUTHORIZED && self.reload() {
+        if answer.status == StatusCode::UNAUTHORIZED && self.token.reload() {
             return self.retried(call).await;
         }
         Ok(answer)
     }
 
-    async fn retried(&self, call: &StackCall) -> Result<StackAnswer, SourceError> {
+    async fn retried(&self, call: &StackCall) -> Result<ServerAnswer, SourceError> {
         let mut pauses = self.options.retry.pauses();
         loop {
             let attempt = self.once(call).await;
@@ -251,51 +230,14 @@ impl BuildkiteClient {
         }
     }
 
-    async fn once(&self, call: &StackCall) -> Result<StackAnswer, SourceError> {
-        let unavailable = |cause: String, sent| {
-            let detail = format!("{} cannot be reached for {}: {cause}", self.options.queue.name(), call.what);
-            SourceError::new(SourceKind::Buildkite, SourceErrorKind::Unavailable { sent }, detail)
-        };
-        let broken = |error: reqwest::Error| {
-            let sent = !error.is_connect() && !error.is_builder();
-            unavailable(error_chain(&error.without_url()), sent)
-        };
+    async fn once(&self, call: &StackCall) -> Result<ServerAnswer, SourceError> {
         let path: Vec<&str> = call.path.iter().map(String::as_str).collect();
         let url = self.options.queue.api(&path, &call.query);
-        let authorization = authorization(&self.token.read());
+        let authorization = self.token.authorization("Token");
         let mut request = self.http.request(call.method.clone(), url).header(AUTHORIZATION, authorization);
         if let Some(body) = &call.body {
             request = request.json(body);
         }
-        let response = request.send().await.map_err(broken)?;
-        let (status, headers) = (response.status(), response.headers().clone());
-        let body = bounded_body(response, LARGEST).await.map_err(broken)?;
-        let body = body.ok_or_else(|| unavailable(format!("the answer is larger than {} MiB", LARGEST >> 20), true))?;
-        Ok(StackAnswer { status, headers, body: Zeroizing::new(body) })
+        ServerAnswer::to(request, SourceKind::Buildkite, &self.options.queue.name(), &call.what).await
     }
-
-    /// Reads the token file again. Returns whether the token changed.
-    fn reload(&self) -> bool {
-        let Ok(loaded) = token(&self.options) else { return false };
-        let mut token = self.token.write();
-        let changed = token.expose_secret() != loaded.expose_secret();
-        *token = loaded;
-        changed
-    }
-}
-
-fn token(options: &BuildkiteOptions) -> Result<SecretString, String> {
-    let text = read_secret(&options.token_file)?;
-    let token = text.expose_secret().trim();
-    if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(format!("{}: expected one line with an agent token", options.token_file.display()));
-    }
-    Ok(token.into())
-}
-
-fn authorization(token: &SecretString) -> HeaderValue {
-    let text = Zeroizing::new(format!("Token {}", token.expose_secret()));
-    let mut value = HeaderValue::from_str(&text).expect("a token is visible ASCII");
-    value.set_sensitive(true);
-    value
 }

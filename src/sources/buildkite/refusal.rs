@@ -1,6 +1,6 @@
 //! The meaning of an unsuccessful answer.
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use reqwest::{
     StatusCode,
     header::{HeaderMap, HeaderName},
@@ -10,8 +10,8 @@ use crate::{
     domain::SourceKind,
     platform::retry::retry_after,
     sources::{
-        answer_text::said,
         error::{SourceError, SourceErrorKind},
+        refusal,
     },
 };
 
@@ -35,7 +35,7 @@ pub(super) fn meaning(
     body: &[u8],
     now: Timestamp,
 ) -> SourceError {
-    let said = said(body);
+    let said = refusal::said(body);
     let error = |kind, detail| SourceError::new(SourceKind::Buildkite, kind, detail);
     match status {
         StatusCode::UNAUTHORIZED => error(
@@ -57,24 +57,17 @@ pub(super) fn meaning(
                 "{server} knows nothing of {what}: {said}; check `queue`, and that the token is one of its cluster"
             ),
         ),
-        StatusCode::TOO_MANY_REQUESTS => {
-            let until = now + SignedDuration::from_secs(pause(headers, now).into());
-            error(
-                SourceErrorKind::RateLimited { until },
-                format!("{server} refuses requests until {until}; request: {what}"),
-            )
+        status => {
+            let pause = pause(headers, now);
+            refusal::meaning(SourceKind::Buildkite, server, what, status, &said, (pause, now))
         }
-        // The request was received, and may have been carried out before the answer broke.
-        s if s.is_server_error() || matches!(s, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY) => error(
-            SourceErrorKind::Unavailable { sent: true },
-            format!("{server} cannot be reached for {what}: {} {said}", s.as_u16()),
-        ),
-        s => error(SourceErrorKind::Refused, format!("{server} refuses {what} with {}: {said}", s.as_u16())),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use jiff::SignedDuration;
+
     use super::*;
 
     #[test]

@@ -6,9 +6,8 @@ use jiff::Timestamp;
 use parking_lot::RwLock;
 use reqwest::{
     Client, Method, StatusCode, Url,
-    header::{AUTHORIZATION, HeaderMap, HeaderValue},
+    header::{AUTHORIZATION, HeaderMap},
 };
-use secrecy::{ExposeSecret as _, SecretString, zeroize::Zeroizing};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -17,15 +16,16 @@ use crate::{
     domain::SourceKind,
     platform::{
         Clock, error_chain,
-        files::read_secret,
-        http::{ClientOptions, Trust, bounded_body, read_certificates},
+        http::{ClientOptions, Trust, read_certificates},
         retry::Retry,
     },
-    sources::error::{SourceError, SourceErrorKind},
+    sources::{
+        error::{SourceError, SourceErrorKind},
+        server_answer::ServerAnswer,
+        token_file::TokenFile,
+    },
 };
 
-/// Limit of an answer. A page of fifty jobs is below 100 KiB.
-const LARGEST: usize = 16 << 20;
 /// The largest page that a server gives by default.
 const PAGE: usize = 50;
 /// Ten thousand runners or jobs.
@@ -73,7 +73,7 @@ impl GiteaOptions {
 pub struct GiteaClient {
     http: Client,
     pub(super) options: GiteaOptions,
-    token: RwLock<SecretString>,
+    token: TokenFile,
     /// The version of the server, as far as it was asked for.
     pub(super) version: RwLock<Option<GiteaVersion>>,
 }
@@ -90,13 +90,6 @@ pub(super) struct GiteaCall {
     pub repeatable: bool,
     /// Whether it carries the access token.
     pub with_token: bool,
-}
-
-/// The complete answer. Overwritten when it is dropped, because some answers are secrets.
-pub(super) struct GiteaAnswer {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    pub body: Zeroizing<Vec<u8>>,
 }
 
 impl fmt::Debug for GiteaClient {
@@ -122,8 +115,8 @@ impl GiteaClient {
             ..ClientOptions::new(options.connect_timeout)
         };
         let http = http.build().map_err(|error| settings(error_chain(&error.without_url())))?;
-        let token = token(&options).map_err(settings)?;
-        Ok(GiteaClient { http, options, token: RwLock::new(token), version: RwLock::new(None) })
+        let token = TokenFile::read(&options.token_file, "access token").map_err(settings)?;
+        Ok(GiteaClient { http, options, token, version: RwLock::new(None) })
     }
 
     pub fn server(&self) -> &GiteaServer {
@@ -148,9 +141,9 @@ impl GiteaClient {
     }
 
     /// The answer, after one more attempt if the token was refused and its file has another one by now.
-    pub(super) async fn send(&self, call: &GiteaCall) -> Result<GiteaAnswer, SourceError> {
+    pub(super) async fn send(&self, call: &GiteaCall) -> Result<ServerAnswer, SourceError> {
         let answer = self.retried(call).await?;
-        if answer.status == StatusCode::UNAUTHORIZED && call.with_token && self.reload() {
+        if answer.status == StatusCode::UNAUTHORIZED && call.with_token && self.token.reload() {
             return self.retried(call).await;
         }
         Ok(answer)
@@ -162,7 +155,7 @@ impl GiteaClient {
         if answer.status != StatusCode::OK {
             return Err(self.refused(call, &answer));
         }
-        self.parsed(call, &answer.body)
+        self.parsed(call, &answer)
     }
 
     /// All entries of a list, page by page, each once. Runners are listed by when they last called, so a list that changes
@@ -197,7 +190,7 @@ impl GiteaClient {
             .unparsable(what, &format!("a list that changes too fast, or has more than {} entries", MOST_PAGES * PAGE)))
     }
 
-    pub(super) fn refused(&self, call: &GiteaCall, answer: &GiteaAnswer) -> SourceError {
+    pub(super) fn refused(&self, call: &GiteaCall, answer: &ServerAnswer) -> SourceError {
         let server = self.options.server.name();
         if answer.status.is_success() {
             return self.unparsable(&call.what, &format!("the status {}", answer.status.as_u16()));
@@ -205,12 +198,12 @@ impl GiteaClient {
         refusal::meaning(&server, &call.what, answer.status, &answer.headers, &answer.body, self.now())
     }
 
-    /// The error does not quote values: some answers are secrets.
-    pub(super) fn parsed<T: DeserializeOwned>(&self, call: &GiteaCall, body: &[u8]) -> Result<T, SourceError> {
-        let mut reader = serde_json::Deserializer::from_slice(body);
-        serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-            self.unparsable(&call.what, &format!("something else at `{}`, {} bytes in all", error.path(), body.len()))
-        })
+    pub(super) fn parsed<T: DeserializeOwned>(
+        &self,
+        call: &GiteaCall,
+        answer: &ServerAnswer,
+    ) -> Result<T, SourceError> {
+        answer.parsed().map_err(|found| self.unparsable(&call.what, &found))
     }
 
     pub(super) fn unparsable(&self, what: &str, found: &str) -> SourceError {
@@ -218,7 +211,7 @@ impl GiteaClient {
         SourceError::new(SourceKind::Gitea, SourceErrorKind::Unparsable, detail)
     }
 
-    async fn retried(&self, call: &GiteaCall) -> Result<GiteaAnswer, SourceError> {
+    async fn retried(&self, call: &GiteaCall) -> Result<ServerAnswer, SourceError> {
         let mut pauses = self.options.retry.pauses();
         loop {
             let attempt = self.once(call).await;
@@ -236,51 +229,14 @@ impl GiteaClient {
         }
     }
 
-    async fn once(&self, call: &GiteaCall) -> Result<GiteaAnswer, SourceError> {
-        let unavailable = |cause: String, sent| {
-            let detail = format!("{} cannot be reached for {}: {cause}", self.options.server.name(), call.what);
-            SourceError::new(SourceKind::Gitea, SourceErrorKind::Unavailable { sent }, detail)
-        };
-        let broken = |error: reqwest::Error| {
-            let sent = !error.is_connect() && !error.is_builder();
-            unavailable(error_chain(&error.without_url()), sent)
-        };
+    async fn once(&self, call: &GiteaCall) -> Result<ServerAnswer, SourceError> {
         let mut request = self.http.request(call.method.clone(), call.url.clone()).headers(call.headers.clone());
         if call.with_token {
-            request = request.header(AUTHORIZATION, authorization(&self.token.read()));
+            request = request.header(AUTHORIZATION, self.token.authorization("token"));
         }
         if let Some(body) = &call.body {
             request = request.json(body);
         }
-        let response = request.send().await.map_err(broken)?;
-        let (status, headers) = (response.status(), response.headers().clone());
-        let body = bounded_body(response, LARGEST).await.map_err(broken)?;
-        let body = body.ok_or_else(|| unavailable(format!("the answer is larger than {} MiB", LARGEST >> 20), true))?;
-        Ok(GiteaAnswer { status, headers, body: Zeroizing::new(body) })
+        ServerAnswer::to(request, SourceKind::Gitea, &self.options.server.name(), &call.what).await
     }
-
-    /// Reads the token file again. Returns whether the token changed.
-    fn reload(&self) -> bool {
-        let Ok(loaded) = token(&self.options) else { return false };
-        let mut token = self.token.write();
-        let changed = token.expose_secret() != loaded.expose_secret();
-        *token = loaded;
-        changed
-    }
-}
-
-fn token(options: &GiteaOptions) -> Result<SecretString, String> {
-    let text = read_secret(&options.token_file)?;
-    let token = text.expose_secret().trim();
-    if token.is_empty() || !token.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(format!("{}: expected one line with an access token", options.token_file.display()));
-    }
-    Ok(token.into())
-}
-
-fn authorization(token: &SecretString) -> HeaderValue {
-    let text = Zeroizing::new(format!("token {}", token.expose_secret()));
-    let mut value = HeaderValue::from_str(&text).expect("a token is visible ASCII");
-    value.set_sensitive(true);
-    value
 }

@@ -43,7 +43,7 @@ impl GiteaClient {
         let answer = self.send(&call).await?;
         match answer.status {
             StatusCode::OK => {
-                let job: GiteaApiJob = self.parsed(&call, &answer.body)?;
+                let job: GiteaApiJob = self.parsed(&call, &answer)?;
                 let found = GiteaJob::of(job, rule);
                 found.map(Some).ok_or_else(|| self.unparsable(&call.what, "a status or an address that is not known"))
             }

@@ -7,8 +7,8 @@ use crate::{
     domain::SourceKind,
     platform::retry::retry_after,
     sources::{
-        answer_text::said,
         error::{SourceError, SourceErrorKind},
+        refusal,
     },
 };
 
@@ -24,7 +24,7 @@ pub(super) fn meaning(
     body: &[u8],
     now: Timestamp,
 ) -> SourceError {
-    let said = said(body);
+    let said = refusal::said(body);
     let error = |kind, detail| SourceError::new(SourceKind::Gitea, kind, detail);
     match status {
         StatusCode::UNAUTHORIZED => error(
@@ -43,26 +43,16 @@ pub(super) fn meaning(
             SourceErrorKind::Refused,
             format!("{server} shows nothing of {what}: it does not exist, or the token's user may not see it"),
         ),
-        StatusCode::TOO_MANY_REQUESTS => {
-            let pause = retry_after(headers, now).unwrap_or(USUAL_PAUSE);
-            let until = now + jiff::SignedDuration::from_secs(pause.into());
-            error(
-                SourceErrorKind::RateLimited { until },
-                format!("{server} refuses requests until {until}; request: {what}"),
-            )
-        }
-        // The request was received, and may have been carried out before the answer broke.
-        s if s.is_server_error() || matches!(s, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY) => error(
-            SourceErrorKind::Unavailable { sent: true },
-            format!("{server} cannot be reached for {what}: {} {said}", s.as_u16()),
-        ),
         s if s.is_redirection() => error(
             SourceErrorKind::Refused,
             format!(
                 "{server} redirects {what} to another address: set `url` of the source to the address that a browser ends at"
             ),
         ),
-        s => error(SourceErrorKind::Refused, format!("{server} refuses {what} with {}: {said}", s.as_u16())),
+        status => {
+            let pause = retry_after(headers, now).unwrap_or(USUAL_PAUSE);
+            refusal::meaning(SourceKind::Gitea, server, what, status, &said, (pause, now))
+        }
     }
 }
 

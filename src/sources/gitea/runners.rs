@@ -66,7 +66,7 @@ impl GiteaClient {
         if answer.status != StatusCode::OK {
             return Err(self.refused(&call, &answer));
         }
-        let RegisterAnswer { runner } = self.parsed(&call, &answer.body)?;
+        let RegisterAnswer { runner } = self.parsed(&call, &answer)?;
         let file = RunnerFile {
             warning: "",
             id: runner.id,
@@ -89,7 +89,7 @@ impl GiteaClient {
         let answer = self.send(&call).await?;
         match answer.status {
             StatusCode::OK | StatusCode::CREATED => {
-                let GiteaRegistrationToken { token } = self.parsed(&call, &answer.body)?;
+                let GiteaRegistrationToken { token } = self.parsed(&call, &answer)?;
                 Ok(token)
             }
             _ => Err(self.refused(&call, &answer)),
@@ -161,7 +161,7 @@ impl GiteaClient {
         let call = self.request(Method::GET, &path, &[], format!("the runner {id} of {scope}"));
         let answer = self.send(&call).await?;
         match answer.status {
-            StatusCode::OK => self.parsed(&call, &answer.body).map(Some),
+            StatusCode::OK => self.parsed(&call, &answer).map(Some),
             StatusCode::NOT_FOUND => self.visible(scope).await.map(|()| None),
             _ => Err(self.refused(&call, &answer)),
         }
