@@ -5,6 +5,9 @@ use std::io;
 use super::{DriverError, ErrorKind};
 use crate::{domain::Code, platform::process::CommandError};
 
+/// Limit of a program's output in a message, in bytes.
+const SHOWN: usize = 200;
+
 pub fn io(error: io::Error, code: Code, what: &str) -> DriverError {
     let kind = match error.kind() {
         io::ErrorKind::StorageFull
@@ -46,4 +49,13 @@ pub fn command(error: CommandError, code: Code) -> DriverError {
         }
     }
     .source(error)
+}
+
+/// The beginning of a text, quoted and on one line.
+pub fn shown(bytes: &[u8]) -> String {
+    if bytes.is_empty() {
+        return "nothing".to_owned();
+    }
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN)]);
+    format!("{text:?}{}", if bytes.len() > SHOWN { "…" } else { "" })
 }

@@ -20,22 +20,30 @@ use crate::domain::{
     template::{DiskFormat, TemplateFiles},
 };
 
+pub mod arp;
 pub mod cloud_hypervisor;
+pub mod dhcp_leases;
 mod failure;
 pub mod fake;
+mod file_clone;
+mod foreground;
 pub mod gateway;
+mod guest_address;
 pub mod inspector;
 mod instances;
 mod keep;
 mod last_resort;
 mod lock;
+mod nat_scan;
 pub mod overlay;
 pub mod process;
 pub mod qemu;
 mod qemu_words;
 pub mod record;
 pub mod registry;
+mod run_output;
 mod section;
+mod stage_dir;
 pub mod tart;
 pub mod ways;
 

@@ -50,6 +50,32 @@ pub async fn find(path: &Path) -> io::Result<Option<Process>> {
     }
 }
 
+/// The processes with a record in one directory.
+#[derive(Debug, Default)]
+pub struct RecordedProcesses {
+    pub running: Vec<Process>,
+    /// Whether there are any, ended ones included.
+    pub any: bool,
+}
+
+/// A directory that does not exist has none.
+pub async fn recorded_in(dir: &Path) -> io::Result<RecordedProcesses> {
+    let mut recorded = RecordedProcesses::default();
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(recorded),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == EXTENSION) {
+            recorded.any = true;
+            recorded.running.extend(find(&path).await?);
+        }
+    }
+    Ok(recorded)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,7 +11,7 @@ use super::{
     probe::{HostProbe, Probed, Unseen},
     setup::DoctorSetup,
 };
-use crate::drivers::tart::{NetworkKind, leases};
+use crate::drivers::{dhcp_leases, tart::NetworkKind};
 
 const LEASE_TIME: Check = Check::new("network.lease_time", "DHCP lease time", "at most an hour; 600 s is a good value");
 const LEASES: Check = Check::new("network.leases", "DHCP leases", "addresses left for new guests");
@@ -119,7 +119,7 @@ fn leases(facts: &NetworkFacts, setup: &DoctorSetup) -> Finding {
         Err(Unseen::Absent) => return LEASES.ok("no lease has been issued yet"),
         Err(why) => return LEASES.could_not_look(format!("{file}: {why}")),
     };
-    let leases = match leases::parse(bytes) {
+    let leases = match dhcp_leases::parse(bytes) {
         Ok(leases) => leases,
         Err(why) => return LEASES.could_not_look(format!("{file}: {why}")),
     };
@@ -166,7 +166,8 @@ fn local_network(facts: &NetworkFacts, setup: &DoctorSetup, macos: Option<u32>) 
         None => return LOCAL.could_not_look("the version of macOS is not known"),
         Some(_) => {}
     }
-    let mut templates = setup.templates.iter().filter(|template| template.driver == "tart").peekable();
+    let direct = |driver: &str| matches!(driver, "tart" | "macosvm");
+    let mut templates = setup.templates.iter().filter(|template| direct(&template.driver)).peekable();
     if templates.peek().is_some() && templates.all(|template| template.handover == "agent") {
         return LOCAL.ok("not needed: all templates' guests are reached by their agent");
     }

@@ -1,24 +1,22 @@
-//! Finds the address of a guest. Its Ethernet address is unique on this host, so entries of the host's tables with
-//! that address are about this guest.
+//! Finds the address of a guest: in the host's tables, or by its agent.
 
-use std::{io, net::Ipv4Addr, time::Duration};
+use std::net::Ipv4Addr;
 
 use super::{
-    arp,
-    fault::shown,
-    leases::{self, LeaseLookup},
     paths::TartPaths,
-    scan::{self, NatScan},
     section::Resolver,
     settings::{Network, Settings},
 };
 use crate::{
     domain::{Code, InstanceName, mac::Mac},
-    drivers::{DriverError, ErrorKind, Result, failure},
+    drivers::{
+        DriverError, ErrorKind, Result,
+        failure::shown,
+        guest_address::{GuestLeases, by_arp, by_scan},
+        nat_scan::{self, NatScan},
+    },
     platform::{clock, process::Command},
 };
-
-const DEADLINE: Duration = Duration::from_secs(5);
 
 /// `tart` creates a command of Tart, for a query of the guest agent.
 pub async fn find(
@@ -31,8 +29,10 @@ pub async fn find(
 ) -> Result<Option<Ipv4Addr>> {
     let known = match settings.resolver {
         Resolver::Agent => Ok(None),
-        Resolver::Dhcp if !matches!(settings.network, Network::Bridged { .. }) => by_lease(settings, paths, mac),
-        Resolver::Dhcp | Resolver::Arp => by_arp(settings, mac).await,
+        Resolver::Dhcp if !matches!(settings.network, Network::Bridged { .. }) => {
+            leases(settings, paths, mac).address()
+        }
+        Resolver::Dhcp | Resolver::Arp => by_arp(&settings.arp, mac).await,
     };
     let known = match known {
         Ok(None) if agent_is_due(settings, paths) => by_agent(name, tart()?).await,
@@ -43,89 +43,16 @@ pub async fn find(
         known => known,
     };
     match (known, settings.scan) {
-        (Ok(None), Some(gateway)) if scan_is_due(settings, paths) => by_scan(settings, gateway, mac, scan).await,
+        (Ok(None), Some(gateway)) if scan_is_due(settings, paths) => {
+            by_scan(scan, (gateway, settings.ssh_port), &settings.arp, mac).await
+        }
         (known, _) => known,
     }
 }
 
-fn now() -> u64 {
-    u64::try_from(clock::now().as_second()).unwrap_or_default()
-}
-
-fn lease_file(settings: &Settings) -> Result<Vec<leases::DhcpLease>> {
-    let bytes = match std::fs::read(&settings.lease_file) {
-        Ok(bytes) => bytes,
-        // The host's DHCP server has not issued a lease yet.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(failure::unseen(error, "the host's DHCP leases")),
-    };
-    leases::parse(&bytes).map_err(|why| {
-        let summary = format!("{} was not understood: {why}", settings.lease_file.display());
-        DriverError::new(ErrorKind::Retry, Code::HostUnavailable, summary)
-    })
-}
-
-fn by_lease(settings: &Settings, paths: &TartPaths, mac: Mac) -> Result<Option<Ipv4Addr>> {
-    let before = before(paths, mac).map_err(|error| failure::unseen(error, "the guest's earlier leases"))?;
-    match leases::find(&lease_file(settings)?, mac, before, now()) {
-        LeaseLookup::Nothing => Ok(None),
-        LeaseLookup::Address(ip) => Ok(Some(ip)),
-        LeaseLookup::Disputed { ip, other } => {
-            let summary = format!(
-                "the host's DHCP leases give {ip} to this guest ({mac}) and to another ({other}): neither is reached there \
-                 until one of them expires"
-            );
-            Err(DriverError::new(ErrorKind::Retry, Code::GuestNotReady, summary))
-        }
-    }
-}
-
-/// Records the guest's leases in the lease file before it starts, so that an address of an earlier run is not taken
-/// for that of the new run. A VM that runs for the first time has a new Ethernet address and no leases.
-pub fn note_leases(settings: &Settings, paths: &TartPaths, mac: Mac) -> io::Result<()> {
-    let leases = lease_file(settings).unwrap_or_else(|fault| {
-        // Reported when the address is needed; the guest may also be reached without one.
-        tracing::warn!(error = %fault, "cannot record the host's DHCP leases before a start");
-        Vec::new()
-    });
-    match leases::newest(&leases, mac) {
-        Some(expires) => std::fs::write(paths.leases_before(), format!("{mac} {expires}\n")),
-        None => match std::fs::remove_file(paths.leases_before()) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        },
-    }
-}
-
-fn before(paths: &TartPaths, mac: Mac) -> io::Result<Option<u64>> {
-    let text = match std::fs::read_to_string(paths.leases_before()) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let noted = text.trim().split_once(' ');
-    // Tart gives a VM a new Ethernet address if another running VM has the same.
-    let noted = noted.filter(|(noted, _)| Mac::parse(noted) == Some(mac));
-    Ok(noted.and_then(|(_, expires)| expires.parse().ok()))
-}
-
-async fn by_arp(settings: &Settings, mac: Mac) -> Result<Option<Ipv4Addr>> {
-    let output = Command::new(&settings.arp, DEADLINE)
-        .arg("-an")
-        .run()
-        .await
-        .map_err(|error| failure::unseen(io::Error::other(error), "the host's ARP table"))?;
-    let failed = |why: String| {
-        DriverError::new(ErrorKind::Retry, Code::HostUnavailable, format!("`arp -an` was not understood: {why}"))
-    };
-    if !output.status.success() {
-        return Err(failed(format!(
-            "it ended with {} and said {}",
-            output.status,
-            shown(output.stderr_tail.as_bytes())
-        )));
-    }
-    arp::find(&output.stdout, mac).map_err(failed)
+/// The guest's leases.
+pub fn leases<'a>(settings: &'a Settings, paths: &TartPaths, mac: Mac) -> GuestLeases<'a> {
+    GuestLeases { file: &settings.lease_file, before: paths.leases_before(), mac }
 }
 
 /// A query of the agent starts a program that takes a second to fail, so the tables are used alone at first. The
@@ -135,22 +62,9 @@ fn agent_is_due(settings: &Settings, paths: &TartPaths) -> bool {
     settings.resolver == Resolver::Agent || clock::age(started) >= settings.agent_after
 }
 
-/// After the other ways had time to find the guest, and for a limited time.
 fn scan_is_due(settings: &Settings, paths: &TartPaths) -> bool {
     let Ok(started) = paths.control_sock().metadata().and_then(|socket| socket.modified()) else { return false };
-    let age = clock::age(started);
-    !matches!(settings.network, Network::Bridged { .. })
-        && age >= settings.agent_after
-        && age < settings.agent_after + scan::LONGEST
-}
-
-/// An address is the guest's if an SSH server answers there, and the ARP table has it, and no other one, for the guest.
-async fn by_scan(settings: &Settings, gateway: Ipv4Addr, mac: Mac, scan: &NatScan) -> Result<Option<Ipv4Addr>> {
-    let answering = scan.answering(gateway, settings.ssh_port).await;
-    if answering.is_empty() {
-        return Ok(None);
-    }
-    Ok(by_arp(settings, mac).await?.filter(|ip| answering.contains(ip)))
+    !matches!(settings.network, Network::Bridged { .. }) && nat_scan::is_due(clock::age(started), settings.agent_after)
 }
 
 async fn by_agent(name: &InstanceName, tart: Command) -> Result<Option<Ipv4Addr>> {
@@ -183,6 +97,8 @@ fn printed(text: &str) -> Option<Ipv4Addr> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     /// Two guests answer at once: each is found where the ARP table has it, and only if it answers there.
@@ -229,7 +145,9 @@ END
         let scan = NatScan::default();
         let find = async |settings: &Settings, host: u8| {
             let mac = Mac::parse(&format!("02:00:00:00:00:{host:02}")).unwrap();
-            find(settings, &paths, &name, mac, &scan, || Ok(Command::new("/bin/false", DEADLINE))).await.unwrap()
+            find(settings, &paths, &name, mac, &scan, || Ok(Command::new("/bin/false", Duration::from_secs(10))))
+                .await
+                .unwrap()
         };
         assert_eq!(find(&settings, 2).await, None, "it has not started");
         std::fs::create_dir_all(paths.control_sock().parent().unwrap()).unwrap();

@@ -4,19 +4,11 @@
 //! configuration in Tart's home makes it fail for all users.
 
 use std::{
-    fs::{self, File, Permissions, TryLockError},
+    fs::{self, File, TryLockError},
     io,
-    os::unix::fs::{FileExt, PermissionsExt},
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
     time::Duration,
 };
-
-use rustix::{fs::SeekFrom, io::Errno};
-use uuid::Uuid;
 
 use super::{
     config::{self, CloneShape},
@@ -26,41 +18,26 @@ use crate::{
     domain::{
         Code, InstanceName, mac::Mac, machine_identity::MachineIdentity, tart_config::Display, template::TemplateFiles,
     },
-    drivers::{DriverError, ErrorKind, Result, failure, keep::lock_shared},
-    platform::{
-        clock,
-        files::{self, ignore_not_found},
+    drivers::{
+        DriverError, ErrorKind, Result, failure,
+        file_clone::{CloneMethod, WithoutClones, clone_disk, clone_file},
+        keep::lock_shared,
+        stage_dir::{self, StageDir},
     },
+    platform::{clock, files},
 };
 
 /// Tart locks its home for a moment between a VM's check and its lock, or during a full copy.
 const HOME_BUSY: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
-const CHUNK: usize = 1 << 20;
 
-/// A directory in which a VM is built. It is removed if it is not published.
+/// A VM that is being built.
 #[derive(Debug)]
-pub struct CloneStage {
-    dir: PathBuf,
-    /// Cancels a copy that is no longer needed.
-    given_up: Arc<AtomicBool>,
-}
-
-/// How a file was cloned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
-    /// Its blocks are shared with the template until they are written.
-    CopyOnWrite,
-    Copy,
-}
+pub struct CloneStage(StageDir);
 
 impl CloneStage {
     pub fn new(tart_home: &Path, name: &InstanceName) -> io::Result<CloneStage> {
-        let staging = paths::staging(tart_home);
-        files::ensure_private_dir(&staging)?;
-        let dir = staging.join(format!("{name}-{}", Uuid::new_v4()));
-        files::create_private_dir(&dir)?;
-        Ok(CloneStage { dir, given_up: Arc::default() })
+        StageDir::new(&paths::staging(tart_home), name).map(CloneStage)
     }
 
     /// Fills the stage. If this future is dropped, the rest of the work finds the stage removed and ends.
@@ -70,14 +47,14 @@ impl CloneStage {
         config: Vec<u8>,
         shape: ShapeRequest,
         vms: PathBuf,
-        copy: bool,
-    ) -> Result<Method> {
+        without: WithoutClones,
+    ) -> Result<CloneMethod> {
         let _kept = lock_shared(&files.disk).await?;
-        let (dir, given_up) = (self.dir.clone(), self.given_up.clone());
+        let (dir, given_up) = (self.0.path().to_owned(), self.0.given_up());
         let (disk, nvram) = (files.disk.clone(), files.nvram.clone());
         let filled = tokio::task::spawn_blocking(move || {
             let nvram = nvram.ok_or_else(|| no_file("nvram"))?;
-            let method = clone_disk(&disk, &dir.join(DISK), copy, &given_up)?;
+            let method = clone_disk(&disk, &dir.join(DISK), without, &given_up)?;
             clone_file(&nvram, &dir.join(NVRAM), true, &given_up)
                 .map_err(|e| failure::io(e, Code::CloneFailed, "the template's nvram cannot be cloned"))?;
             let shape = shape.with(unused_mac(&vms));
@@ -112,14 +89,7 @@ impl CloneStage {
             let summary = format!("a VM called {name} appeared while its clone was made");
             return Err(DriverError::new(ErrorKind::Retry, Code::CloneFailed, summary));
         }
-        fs::rename(&self.dir, place).map_err(failed)
-    }
-}
-
-impl Drop for CloneStage {
-    fn drop(&mut self) {
-        self.given_up.store(true, Ordering::Relaxed);
-        discard(&self.dir);
+        fs::rename(self.0.path(), place).map_err(failed)
     }
 }
 
@@ -138,39 +108,9 @@ impl ShapeRequest {
     }
 }
 
-const TRASH: &str = "trash-";
-
-/// Removes what earlier attempts at this VM left, and all trash. A copy that still writes there ends because its
-/// directory is gone.
+/// Removes what earlier attempts at this VM left.
 pub fn clear(tart_home: &Path, name: &InstanceName) -> io::Result<()> {
-    let prefix = format!("{name}-");
-    let entries = match fs::read_dir(paths::staging(tart_home)) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    for entry in entries {
-        let entry = entry?;
-        // The name of a later attempt begins with that of the first one.
-        let staged = |n: &str| n.strip_prefix(&prefix).is_some_and(|rest| Uuid::try_parse(rest).is_ok());
-        if entry.file_name().to_str().is_some_and(|n| staged(n) || n.starts_with(TRASH)) {
-            discard(&entry.path());
-        }
-    }
-    Ok(())
-}
-
-/// Removes a directory to which a copy may still be writing. It is renamed first, so that the copy cannot add files.
-pub fn discard(dir: &Path) {
-    let trash = dir.with_file_name(format!("{TRASH}{}", Uuid::new_v4()));
-    match fs::rename(dir, &trash) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return,
-        Err(error) => return tracing::warn!(%error, dir = %dir.display(), "cannot remove the files of a failed clone"),
-    }
-    if let Err(error) = ignore_not_found(fs::remove_dir_all(&trash)) {
-        tracing::warn!(%error, dir = %trash.display(), "cannot remove the files of a failed clone");
-    }
+    stage_dir::clear(&paths::staging(tart_home), name)
 }
 
 /// Takes Tart's lock of its home: `tart run`, `clone` and `import` wait for it when they look at several VMs.
@@ -211,84 +151,12 @@ fn unused_mac(vms: &Path) -> Mac {
     }
 }
 
-fn clone_disk(from: &Path, to: &Path, copy: bool, given_up: &AtomicBool) -> Result<Method> {
-    match clone_file(from, to, copy, given_up) {
-        Ok(Method::Copy) => {
-            tracing::debug!(from = %from.display(), to = %to.display(), "copied the disk, because its file system does not support clones");
-            Ok(Method::Copy)
-        }
-        Ok(method) => Ok(method),
-        Err(error) if cannot_clone(&error) => {
-            let summary = format!(
-                "the template's disk {} cannot be cloned to {}: put the data directory and Tart's home on one APFS volume, or \
-                 allow full copies with `drivers.tart.copy_across_volumes`",
-                from.display(),
-                to.display()
-            );
-            Err(DriverError::new(ErrorKind::Host, Code::CloneFailed, summary).source(error))
-        }
-        Err(error) => Err(failure::io(error, Code::CloneFailed, "the template's disk cannot be cloned")),
-    }
-}
-
-/// Clones one file, or copies it if that is not possible and `copy` allows it. The template's files are read-only,
-/// the clone's are not.
-fn clone_file(from: &Path, to: &Path, copy: bool, given_up: &AtomicBool) -> io::Result<Method> {
-    let method = match reflink_copy::reflink(from, to) {
-        Ok(()) => Method::CopyOnWrite,
-        Err(error) if copy && cannot_clone(&error) => {
-            sparse_copy(from, to, given_up)?;
-            Method::Copy
-        }
-        Err(error) => return Err(error),
-    };
-    fs::set_permissions(to, Permissions::from_mode(0o600))?;
-    Ok(method)
-}
-
-/// Another volume, or a file system without clones.
-fn cannot_clone(error: &io::Error) -> bool {
-    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
-    // On Linux, two of these have the same value.
-    let cannot = [Errno::XDEV, Errno::NOTSUP, Errno::OPNOTSUPP, Errno::NOTTY, Errno::INVAL, Errno::NOSYS];
-    errno.is_some_and(|errno| cannot.contains(&errno))
-}
-
-/// Copies a file without its holes. A disk of a hundred gigabytes usually contains only a few.
-fn sparse_copy(from: &Path, to: &Path, given_up: &AtomicBool) -> io::Result<()> {
-    let source = File::open(from)?;
-    let target = files::create_private(to)?;
-    let length = source.metadata()?.len();
-    target.set_len(length)?;
-    let mut buffer = vec![0; CHUNK];
-    let mut at = 0;
-    while at < length {
-        let (begin, end) = match rustix::fs::seek(&source, SeekFrom::Data(at)) {
-            Ok(begin) => (begin, rustix::fs::seek(&source, SeekFrom::Hole(begin))?),
-            Err(Errno::NXIO) => break,
-            // The file system does not report holes.
-            Err(_) => (at, length),
-        };
-        at = begin;
-        while at < end {
-            if given_up.load(Ordering::Relaxed) {
-                return Err(io::Error::new(io::ErrorKind::Interrupted, "the copy was cancelled"));
-            }
-            let want = usize::try_from(end - at).unwrap_or(CHUNK).min(CHUNK);
-            let got = source.read_at(&mut buffer[..want], at)?;
-            if got == 0 {
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the template's disk became shorter"));
-            }
-            target.write_all_at(&buffer[..got], at)?;
-            at += got as u64;
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
+    use std::{
+        fs::Permissions,
+        os::unix::fs::{FileExt, MetadataExt, PermissionsExt},
+    };
 
     use super::*;
     use crate::domain::VmId;
@@ -322,9 +190,9 @@ mod tests {
             home
         }
 
-        async fn fill(&self, stage: &CloneStage) -> Result<Method> {
+        async fn fill(&self, stage: &CloneStage) -> Result<CloneMethod> {
             let shape = ShapeRequest { cpus: 3, memory_mib: 512, display: None };
-            stage.fill(&self.files, LINUX.to_vec(), shape, paths::vms(&self.home()), true).await
+            stage.fill(&self.files, LINUX.to_vec(), shape, paths::vms(&self.home()), WithoutClones::Copy).await
         }
     }
 
@@ -382,8 +250,8 @@ mod tests {
         assert!(home.fill(&stage).await.is_err());
         assert!(stage.publish(&home.home(), &name).await.is_err());
         assert!(!paths::vms(&home.home()).join(name.as_str()).exists());
-        assert!(other.dir.exists(), "another VM's stage");
-        assert!(next.dir.exists(), "another attempt's stage");
+        assert!(other.0.path().exists(), "another VM's stage");
+        assert!(next.0.path().exists(), "another attempt's stage");
     }
 
     #[tokio::test]
@@ -400,29 +268,5 @@ mod tests {
         drop(held);
         publish.await.unwrap().unwrap();
         assert_eq!(entries(&paths::vms(&home.home())).len(), 1);
-    }
-
-    #[test]
-    fn a_cancelled_copy_ends() {
-        let home = Home::new();
-        let error = sparse_copy(&home.files.disk, &home.dir.path().join("copy"), &AtomicBool::new(true)).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::Interrupted);
-    }
-
-    #[test]
-    fn without_leave_to_copy_the_remedy_is_named() {
-        let home = Home::new();
-        let to = home.dir.path().join("copy");
-        match clone_disk(&home.files.disk, &to, false, &AtomicBool::new(false)) {
-            Ok(method) => assert_eq!(method, Method::CopyOnWrite, "this file system can clone"),
-            Err(error) => {
-                assert_eq!((error.kind, error.code), (ErrorKind::Host, Code::CloneFailed));
-                for part in
-                    [home.files.disk.to_str().unwrap(), to.to_str().unwrap(), "drivers.tart.copy_across_volumes"]
-                {
-                    assert!(error.summary.contains(part), "{error}");
-                }
-            }
-        }
     }
 }

@@ -2,13 +2,13 @@
 
 use serde_json::{Map, Value, json};
 
-use super::fault::shown;
 use crate::domain::{
     GuestOs,
     mac::Mac,
     machine_identity::MachineIdentity,
     tart_config::{Display, TartConfig},
 };
+use crate::drivers::failure::shown;
 
 const MIB: u64 = 1 << 20;
 

@@ -5,10 +5,15 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tokio::time::timeout;
 
-use super::{Tart, clone, fault::shown, instance::TartPresence, paths::TartPaths, run};
+use super::{Tart, clone, instance::TartPresence, paths::TartPaths, run};
 use crate::{
     domain::{Code, GuestOs, InstanceName},
-    drivers::{DriverError, ErrorKind, Result, failure, last_resort, process::Process},
+    drivers::{
+        DriverError, ErrorKind, Result,
+        failure::{self, shown},
+        last_resort,
+        process::Process,
+    },
     platform::{clock, files::ignore_not_found},
 };
 

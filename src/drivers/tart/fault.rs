@@ -5,11 +5,8 @@ use std::process::ExitStatus;
 use super::words::LIMIT;
 use crate::{
     domain::{Code, GuestOs, capacity::MACOS_GUESTS_PER_HOST},
-    drivers::{DriverError, ErrorKind},
+    drivers::{DriverError, ErrorKind, failure::shown},
 };
-
-/// Limit of output in the vm's record.
-const SHOWN: usize = 200;
 
 const KEYCHAIN_REMEDY: &str = "the login keychain of the user that runs Mayfly is probably locked or missing; log that user in at the \
      screen, or `security unlock-keychain`";
@@ -214,15 +211,6 @@ fn limit(line: &str, vms: &impl VmsOfHost) -> String {
          if this lasts, restart the host",
         if mine.is_empty() { "there is none".to_owned() } else { format!("there is only {}", mine.len()) }
     )
-}
-
-/// The beginning of a text, quoted and on one line.
-pub fn shown(bytes: &[u8]) -> String {
-    if bytes.is_empty() {
-        return "nothing".to_owned();
-    }
-    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN)]);
-    format!("{text:?}{}", if bytes.len() > SHOWN { "…" } else { "" })
 }
 
 #[cfg(test)]

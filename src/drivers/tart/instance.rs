@@ -109,21 +109,21 @@ pub async fn find(paths: &TartPaths, name: &InstanceName, names: &Names) -> io::
                 None => continue,
             },
         };
-        let noted = noted(paths).await?;
+        let noted = record::recorded_in(&paths.run).await?;
         if let Some(Some(process)) = holder {
-            if noted.runs.iter().any(|run| run.id() == process.id()) {
+            if noted.running.iter().any(|run| run.id() == process.id()) {
                 return Ok(TartPresence::Running(process));
             }
             if !noted.any && is_unnoted_run(&process, name, names).await? {
                 record::write(&paths.process(process.pid()), &process.id())?;
                 return Ok(TartPresence::Running(process));
             }
-            return Ok(match noted.runs.into_iter().next() {
+            return Ok(match noted.running.into_iter().next() {
                 Some(run) => TartPresence::Running(run),
                 None => TartPresence::Busy { holder: Some(process.pid()) },
             });
         }
-        return Ok(match (noted.runs.into_iter().next(), holder) {
+        return Ok(match (noted.running.into_iter().next(), holder) {
             (Some(run), _) => TartPresence::Running(run),
             (None, None) => TartPresence::Nothing,
             (None, Some(_)) => TartPresence::Busy { holder: None },
@@ -134,31 +134,6 @@ pub async fn find(paths: &TartPaths, name: &InstanceName, names: &Names) -> io::
 
 async fn is_unnoted_run(process: &Process, name: &InstanceName, names: &Names) -> io::Result<bool> {
     Ok(process.is_own() && process.command_line().await?.is_some_and(|line| names.runs(&line, name)))
-}
-
-/// The recorded runs of an instance.
-struct Noted {
-    /// The running ones.
-    runs: Vec<Process>,
-    /// Whether there are any, ended ones included.
-    any: bool,
-}
-
-async fn noted(paths: &TartPaths) -> io::Result<Noted> {
-    let mut noted = Noted { runs: Vec::new(), any: false };
-    let entries = match std::fs::read_dir(&paths.run) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(noted),
-        Err(error) => return Err(error),
-    };
-    for entry in entries {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == record::EXTENSION) {
-            noted.any = true;
-            noted.runs.extend(record::find(&path).await?);
-        }
-    }
-    Ok(noted)
 }
 
 /// The holder of the lock of a VM of ours. The configuration is our file, so its mode can be repaired if it prevents

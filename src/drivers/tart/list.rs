@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::fault::shown;
+use crate::drivers::failure::shown;
 
 /// A VM in Tart's list.
 #[derive(Clone, Debug, PartialEq, Eq)]

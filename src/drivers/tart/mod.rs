@@ -9,7 +9,7 @@
 //! run        starts a VM, and confirms that it started
 //!   instance finds its process
 //!   softnet  network modes as rules of Tart's packet filter
-//! address    finds the guest on the network: leases, arp, scan
+//! address    finds the guest on the network
 //! end        stops a VM, and removes it
 //! list       lists all VMs
 //!   words, fault     interpret Tart's output
@@ -27,11 +27,10 @@ use tokio::time::Instant;
 use self::{
     clone::{CloneStage, ShapeRequest},
     end::exists,
-    fault::{VmsOfHost, shown},
+    fault::VmsOfHost,
     instance::{Names, TartPresence},
     paths::TartPaths,
     probe::Version,
-    scan::NatScan,
 };
 use super::{Capabilities, Driver, DriverError, DriverProbe, ErrorKind, InstanceSpec, Listed, Observation, Result};
 use crate::{
@@ -43,8 +42,11 @@ use crate::{
         template::DiskFormat,
     },
     drivers::{
-        failure,
+        failure::{self, shown},
+        file_clone::WithoutClones,
         lock::{self, LockHolder},
+        nat_scan::NatScan,
+        run_output,
     },
     platform::{
         clock,
@@ -55,18 +57,15 @@ use crate::{
 
 mod address;
 mod args;
-mod arp;
 mod clone;
 mod config;
 mod end;
 mod fault;
 mod instance;
-pub mod leases;
 pub mod list;
 mod paths;
 pub mod probe;
 mod run;
-mod scan;
 mod section;
 mod settings;
 mod softnet;
@@ -462,8 +461,14 @@ impl Driver for Tart {
             display: self.settings.display.as_deref().and_then(Display::parse),
         };
         // Only on macOS can the file system be expected to support clones.
-        let copy = self.settings.copy_across_volumes || !cfg!(target_os = "macos");
-        stage.fill(&spec.files, config, shape, paths::vms(home), copy).await?;
+        let without = match self.settings.copy_across_volumes || !cfg!(target_os = "macos") {
+            true => WithoutClones::Copy,
+            false => WithoutClones::Refuse {
+                remedy: "put the data directory and Tart's home on one APFS volume, or allow full copies with \
+                         `drivers.tart.copy_across_volumes`",
+            },
+        };
+        stage.fill(&spec.files, config, shape, paths::vms(home), without).await?;
         stage.publish(home, name).await
     }
 
@@ -527,10 +532,11 @@ impl Driver for Tart {
 
     async fn ended(&self, name: &InstanceName) -> Result<GoneCause> {
         let paths = self.paths(name);
+        let output = [paths.out(), paths.err()];
         while let TartPresence::Running(process) = self.find(&paths, name).await? {
             tokio::select! {
                 () = process.ended() => {}
-                never = run::keep_logs_bounded(&paths) => match never {},
+                never = run_output::keep_bounded("tart run", &output) => match never {},
             }
         }
         let (out, err) = run::said(&paths)?;

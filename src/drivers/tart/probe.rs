@@ -2,8 +2,7 @@
 
 use std::{fmt, path::Path, time::Duration};
 
-use super::fault::shown;
-use crate::platform::process::Command;
+use crate::{drivers::failure::shown, platform::process::Command};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 

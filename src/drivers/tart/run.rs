@@ -3,9 +3,9 @@
 //! Tart prints nothing when a VM has started. The observable signs are, in this order: the process lives, it holds
 //! the VM's lock, its control socket appears (macOS 14 and later). A failure ends the process with a message.
 
-use std::{fs::File, io, path::Path, process::ExitStatus, time::Duration};
+use std::{io, path::Path, process::ExitStatus, time::Duration};
 
-use tokio::{sync::oneshot, time::timeout};
+use tokio::time::timeout;
 
 use super::{
     Tart, address, args, config,
@@ -16,10 +16,15 @@ use super::{
 };
 use crate::{
     domain::{Code, InstanceName, tart_config::TartConfig},
-    drivers::{DriverError, ErrorKind, InstanceSpec, Result, failure, lock::LockHolder, process::Process, record},
+    drivers::{
+        DriverError, ErrorKind, InstanceSpec, Result, failure,
+        foreground::{ForegroundRun, RunEnd},
+        lock::LockHolder,
+        record, run_output,
+    },
     platform::{
         clock,
-        files::{self, KeptParts, ignore_not_found},
+        files::{self, ignore_not_found},
         process::Command,
     },
 };
@@ -29,50 +34,12 @@ const START: Duration = Duration::from_secs(90);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// How often a run is started for one `start`, if another one was in its way.
 const LAUNCHES: u32 = 3;
-/// Limit of a run's output that is read.
-const OUTPUT: u64 = 256 << 10;
 
 /// Result of waiting for a run.
 enum StartWait {
     Up,
-    Ended(Ending),
+    Ended(RunEnd),
     Stuck,
-}
-
-/// What is known about a run that ended during the wait.
-enum Ending {
-    /// This call did not start it.
-    Another,
-    Ours(Option<ExitStatus>),
-}
-
-/// A `tart run` that is being awaited.
-enum TartRun {
-    Found(Process),
-    /// Waiting for the process's end in another way could take this status away.
-    Launched {
-        pid: i32,
-        status: oneshot::Receiver<ExitStatus>,
-    },
-}
-
-impl TartRun {
-    fn pid(&self) -> i32 {
-        match self {
-            TartRun::Found(process) => process.pid(),
-            TartRun::Launched { pid, .. } => *pid,
-        }
-    }
-
-    async fn ended(&mut self) -> Ending {
-        match self {
-            TartRun::Found(process) => {
-                process.ended().await;
-                Ending::Another
-            }
-            TartRun::Launched { status, .. } => Ending::Ours(status.await.ok()),
-        }
-    }
 }
 
 impl Tart {
@@ -86,7 +53,7 @@ impl Tart {
             || failure::exists(&paths.started()).map_err(|error| failure::unseen(error, "the record of the start"));
         for _ in 0..LAUNCHES {
             let mut run = match self.find(&paths, name).await? {
-                TartPresence::Running(process) => TartRun::Found(process),
+                TartPresence::Running(process) => ForegroundRun::Found(process),
                 TartPresence::Busy { holder } => return Err(busy(name, holder)),
                 TartPresence::Nothing if was_started()? => return Ok(()),
                 TartPresence::Nothing => self.launch(spec, &paths).await?,
@@ -100,8 +67,8 @@ impl Tart {
                     return Err(DriverError::new(ErrorKind::Retry, Code::BootFailed, summary));
                 }
                 // For whatever reason it ended, this call starts it again.
-                StartWait::Ended(Ending::Another) => {}
-                StartWait::Ended(Ending::Ours(status)) => match self.why_ended(&paths, status)? {
+                StartWait::Ended(RunEnd::Another) => {}
+                StartWait::Ended(RunEnd::Ours(status)) => match self.why_ended(&paths, status)? {
                     None => return started(),
                     // A concurrent start was faster. If it succeeds, the instance runs.
                     Some(StartFailure::AlreadyRunning) => {}
@@ -113,7 +80,7 @@ impl Tart {
         Err(DriverError::new(ErrorKind::Retry, Code::BootFailed, summary))
     }
 
-    async fn launch(&self, spec: &InstanceSpec, paths: &TartPaths) -> Result<TartRun> {
+    async fn launch(&self, spec: &InstanceSpec, paths: &TartPaths) -> Result<ForegroundRun> {
         let failed = |error| failure::io(error, Code::BootFailed, "the run of the VM cannot be prepared");
         if let Some(missing) = paths.missing().map_err(|error| failure::unseen(error, "the VM"))? {
             let summary = format!("{} has no {missing}: it was never created, or was removed", spec.name);
@@ -121,13 +88,14 @@ impl Tart {
         }
         let config = read_config(paths)?;
         make_run_dir(&paths.run).map_err(failed)?;
-        address::note_leases(&self.settings, paths, config.mac).map_err(failed)?;
+        address::leases(&self.settings, paths, config.mac).record().map_err(failed)?;
         // The socket of a killed run would be taken for the sign that this one is up. If a concurrent start was
         // faster, the socket may belong to its guest.
         if instance::holder(&paths.config()).map_err(failed)? == LockHolder::Free {
             ignore_not_found(std::fs::remove_file(paths.control_sock())).map_err(failed)?;
         }
-        let (out, err) = (log(&paths.out()).map_err(failed)?, log(&paths.err()).map_err(failed)?);
+        let output =
+            (run_output::create(&paths.out()).map_err(failed)?, run_output::create(&paths.err()).map_err(failed)?);
         let [launcher, before @ ..] = self.settings.launcher.as_slice() else {
             return Err(failed(io::ErrorKind::InvalidInput.into()));
         };
@@ -136,23 +104,10 @@ impl Tart {
             .arg(self.binary()?)
             .args(args::run(&spec.name, config.os, &spec.network.policy, &self.settings))
             .env(record::DIRECTORY, &paths.run);
-        let mut child = args::environment(command, &self.settings)
-            .start(out, err)
-            .map_err(|error| failure::command(error, Code::BootFailed))?;
-        let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
-        let (sender, status) = oneshot::channel();
-        // Without a task that waits for it, the process would become a zombie when it ends. The caller may be gone by
-        // then.
-        tokio::spawn(async move {
-            if let Ok(status) = child.wait().await {
-                let _ = sender.send(status);
-            }
-        });
-        let pid = pid.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-        Ok(TartRun::Launched { pid, status })
+        ForegroundRun::launch(args::environment(command, &self.settings), output, |_| {})
     }
 
-    async fn wait_until_up(&self, paths: &TartPaths, run: &mut TartRun) -> Result<StartWait> {
+    async fn wait_until_up(&self, paths: &TartPaths, run: &mut ForegroundRun) -> Result<StartWait> {
         let patience = clock::monotonic() + START;
         let mut held_since = None;
         loop {
@@ -208,40 +163,8 @@ pub(super) fn make_run_dir(dir: &Path) -> io::Result<()> {
     files::ensure_private_dir(dir)
 }
 
-/// Truncated, and opened for appending, so that two concurrent runs overwrite nothing.
-fn log(path: &Path) -> io::Result<File> {
-    let file = files::private().append(true).create(true).open(path)?;
-    file.set_len(0)?;
-    Ok(file)
-}
-
-/// Size on disk at which the output of `tart run` is cut, in bytes.
-const OUTPUT_LIMIT: u64 = 4 << 20;
-const CHECK_OUTPUT_EVERY: Duration = Duration::from_secs(1);
-
-/// Cuts the output of a run that exceeds its limit. It is opened for appending, so the run continues at the new end.
-pub(super) async fn keep_logs_bounded(paths: &TartPaths) -> std::convert::Infallible {
-    loop {
-        tokio::time::sleep(CHECK_OUTPUT_EVERY).await;
-        for path in [paths.out(), paths.err()] {
-            match files::cut_above(&path, OUTPUT_LIMIT, KeptParts::default()) {
-                Ok(false) => {}
-                Ok(true) => {
-                    tracing::warn!(file = %path.display(), "the output of `tart run` exceeded its limit and was cut")
-                }
-                Err(error) => tracing::warn!(%error, file = %path.display(), "cannot cut the output of `tart run`"),
-            }
-        }
-    }
-}
-
 /// The output and the error output of the latest run.
 pub(super) fn said(paths: &TartPaths) -> Result<(String, String)> {
-    let read = |path: &Path| read_end(path).map_err(|error| failure::unseen(error, "what `tart run` said"));
+    let read = |path: &Path| run_output::read_end(path).map_err(|error| failure::unseen(error, "what `tart run` said"));
     Ok((read(&paths.out())?, read(&paths.err())?))
-}
-
-fn read_end(path: &Path) -> io::Result<String> {
-    let bytes = files::read_tail(path, OUTPUT)?.unwrap_or_default();
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }

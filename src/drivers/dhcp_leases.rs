@@ -16,7 +16,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::fault::shown;
+use super::failure::shown;
 use crate::domain::mac::Mac;
 
 #[derive(Clone, Debug, PartialEq, Eq)]

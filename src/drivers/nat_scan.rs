@@ -18,12 +18,17 @@ use tokio::{
 use crate::platform::clock;
 
 /// How long a guest is looked for, from the moment when it is due.
-pub const LONGEST: Duration = Duration::from_secs(180);
+const LONGEST: Duration = Duration::from_secs(180);
 /// Minimum interval between two passes.
 const PAUSE: Duration = Duration::from_secs(2);
 const CONNECT: Duration = Duration::from_millis(300);
 const BANNER: Duration = Duration::from_millis(700);
 const AT_ONCE: usize = 32;
+
+/// Whether a guest that started `age` ago is looked for: after the other ways had time to find it, and for a limited time.
+pub fn is_due(age: Duration, after: Duration) -> bool {
+    age >= after && age < after + LONGEST
+}
 
 /// Passes over one network. Guests that are looked for at the same time share them.
 #[derive(Default)]

@@ -7,7 +7,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::fault::shown;
+use super::failure::shown;
 use crate::domain::mac::Mac;
 
 /// The address of the guest `mac`, or `None` if it has none or more than one: an entry of a former address lives on
