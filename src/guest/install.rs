@@ -58,6 +58,22 @@ pub(super) fn start_script(attempt: u32, place: &InstallTarget) -> String {
     )
 }
 
+/// Powers the guest off, after this script has ended: its connection would break otherwise, which looks like a failure.
+pub(super) fn power_off_script(place: &InstallTarget) -> String {
+    let directory = place.directory();
+    format!(
+        "#!/bin/sh\n\
+         {{\n\
+         set -eu\n\
+         {directory}\n\
+         cd \"$kit\"\n\
+         [ -f power-off.sh ]\n\
+         nohup sh -c 'sleep 1; exec sh ./power-off.sh' </dev/null >/dev/null 2>&1 &\n\
+         exit\n\
+         }}\n"
+    )
+}
+
 pub(super) fn script(kit: &Kit, place: &InstallTarget) -> String {
     let id = kit.vm_id();
     let directory = place.directory();

@@ -125,6 +125,11 @@ pub async fn start(target: &SshTarget, attempt: u32, deadline: Instant) -> Resul
     deliver_to(target, &install::start_script(attempt, &InstallTarget::OfUser), deadline).await.map(drop)
 }
 
+/// Asks a provisioned guest to power itself off. It may take its time, or ignore it.
+pub async fn power_off(target: &SshTarget, deadline: Instant) -> Result<(), SshError> {
+    deliver_to(target, &install::power_off_script(&InstallTarget::OfUser), deadline).await.map(drop)
+}
+
 async fn deliver_to(target: &SshTarget, script: &str, deadline: Instant) -> Result<SshDelivery, SshError> {
     let mut connection = SshConnection::to(target, client_config(), deadline).await?;
     let at = connection.at.clone();

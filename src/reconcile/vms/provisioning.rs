@@ -183,6 +183,16 @@ impl Provisioner {
         }
     }
 
+    /// Asks the guest itself to power down, for a hypervisor that cannot ask it. Fails if it was not asked.
+    pub async fn power_off(&self, driver: &Arc<dyn Driver>, vm: &Vm, within: Duration) -> Result<(), Failure> {
+        let until = clock::monotonic() + within;
+        let endpoint = tokio::time::timeout_at(until, self.endpoint(driver, vm)).await;
+        let ssh = endpoint
+            .map_err(|_| Failure::new(FailureKind::Retry, Code::GuestNotReady, "the guest's address is not known"))??;
+        let target = ssh_target(vm, &self.template(vm).await?, &ssh).await?;
+        Ok(guest::ssh::power_off(&target, until).await?)
+    }
+
     pub async fn kit(&self, vm: &Vm, template: &Template) -> Result<Kit, Failure> {
         let payload = match vm.spec.runner {
             RunnerKind::None => None,

@@ -28,6 +28,8 @@ use crate::{
 
 /// Longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// How long it may take to ask a guest to power down.
+const ASK_WITHIN: Duration = Duration::from_secs(20);
 
 pub(in crate::reconcile) struct Steps {
     drivers: Arc<Registry>,
@@ -149,9 +151,30 @@ impl Steps {
     }
 
     async fn stop(&self, vm: &Vm) -> Result<Event, Failure> {
-        let grace = Duration::try_from(vm.stop_grace()).unwrap_or_default();
-        self.driver(vm)?.stop(&vm.instance(), grace).await?;
+        let driver = self.driver(vm)?;
+        let mut grace = Duration::try_from(vm.stop_grace()).unwrap_or_default();
+        if !grace.is_zero()
+            && !driver.capabilities().graceful_stop
+            && !self.asked_to_power_off(&driver, vm, grace).await
+        {
+            grace = Duration::ZERO;
+        }
+        driver.stop(&vm.instance(), grace).await?;
         Ok(Event::InstanceStopped)
+    }
+
+    /// Asks the guest itself, over SSH, where the hypervisor cannot ask it.
+    async fn asked_to_power_off(&self, driver: &Arc<dyn Driver>, vm: &Vm, grace: Duration) -> bool {
+        if !spec_of(vm).is_ok_and(|spec| spec.handover == Handover::Ssh) || !was_reached(vm) {
+            return false;
+        }
+        match self.provisioner.power_off(driver, vm, grace.min(ASK_WITHIN)).await {
+            Ok(()) => true,
+            Err(failure) => {
+                tracing::info!(vm.id = %vm.id(), code = %failure.code, detail = failure.detail, "the guest cannot be asked to power down");
+                false
+            }
+        }
     }
 
     async fn destroy(&self, vm: &Vm) -> Result<Event, Failure> {
