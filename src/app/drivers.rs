@@ -9,6 +9,7 @@ use crate::{
     drivers::{
         cloud_hypervisor::{self, CloudHypervisor},
         fake::{Fake, FakeWorld},
+        macosvm::{self, Macosvm},
         qemu::{self, Qemu},
         registry::Registry,
         tart::{self, NetworkKind, Tart},
@@ -22,6 +23,11 @@ pub(super) fn check(config: &Config, data: &DataDir) -> Result<(), StartError> {
         let launcher = vec!["mayfly".to_owned()];
         let settings = tart::Settings::of(config.drivers.tart.clone(), config.tart_home(), data.tart(), launcher);
         settings.check().map_err(|error| StartError::Driver { driver: Tart::NAME, cause: error.summary })?;
+    }
+    if config.drivers.macosvm.enabled {
+        let launcher = vec!["mayfly".to_owned()];
+        let settings = macosvm::Settings::of(&config.drivers.macosvm, data.macosvm(), launcher);
+        settings.check().map_err(|error| StartError::Driver { driver: Macosvm::NAME, cause: error.summary })?;
     }
     Ok(())
 }
@@ -56,6 +62,16 @@ pub(super) fn registry(config: &Config, data: &DataDir, own_path: &Path) -> Resu
             Tart::new(settings).map_err(|error| StartError::Driver { driver: Tart::NAME, cause: error.summary })?;
         registry.add(Arc::new(driver));
     }
+    if config.drivers.macosvm.enabled {
+        let launcher = vec![own_path.display().to_string(), "detach".to_owned(), "--".to_owned()];
+        let settings = macosvm::Settings {
+            count_foreign: config.slots.count_foreign,
+            ..macosvm::Settings::of(&config.drivers.macosvm, data.macosvm(), launcher)
+        };
+        let driver = Macosvm::new(settings)
+            .map_err(|error| StartError::Driver { driver: Macosvm::NAME, cause: error.summary })?;
+        registry.add(Arc::new(driver));
+    }
     if config.drivers.fake.enabled {
         tracing::warn!("the fake driver is enabled: its vms are not real");
         registry.add(Arc::new(Fake::new(FakeWorld::new())));
@@ -81,10 +97,12 @@ fn warn_of_entries_without_effect(config: &Config) {
 pub(super) fn guest_urls(config: &Config) -> BTreeMap<String, String> {
     let port = config.guest_listen().map_or(config::GUEST_PORT, |address| address.port());
     let tart = SocketAddr::new(config.drivers.tart.gateway, port);
+    let macosvm = SocketAddr::new(config.drivers.macosvm.gateway, port);
     let behind_gateways = [Qemu::NAME, CloudHypervisor::NAME].map(|driver| (driver, gateway::GUEST_API.to_string()));
+    let direct = [(Tart::NAME, tart), (Macosvm::NAME, macosvm), (Fake::NAME, tart)];
     behind_gateways
         .into_iter()
-        .chain([(Tart::NAME, tart.to_string()), (Fake::NAME, tart.to_string())])
+        .chain(direct.map(|(driver, address)| (driver, address.to_string())))
         .map(|(driver, address)| {
             let url = config.guest.advertise_url.clone().unwrap_or_else(|| format!("http://{address}"));
             (driver.to_owned(), url)

@@ -1,6 +1,6 @@
 //! Checks that involve several keys, table names or files.
 
-use std::{collections::BTreeMap, fs::File, path::Path};
+use std::{collections::BTreeMap, fs::File, net::IpAddr, path::Path};
 
 use super::{
     given::GivenSettings,
@@ -11,7 +11,10 @@ use super::{
 use crate::{
     adapters::nesting::NestingSection,
     domain::{SourceName, capacity::MACOS_GUESTS_PER_HOST},
-    drivers::tart::{NetworkKind, TartSection},
+    drivers::{
+        macosvm::{MacosvmNetworkKind, MacosvmSection},
+        tart::{NetworkKind, TartSection},
+    },
     http::ServerSection,
     reconcile::NetworkSection,
     registry::{
@@ -63,6 +66,7 @@ pub(super) fn complete(mut config: Config, given: &mut GivenSettings) -> Config 
     pools::check(&config.pools, kind_of, &config.default_budgets(), &config.slots.capacity(), given);
     nesting(&config.nesting, given);
     tart(&config.drivers.tart, given);
+    macosvm(&config.drivers.macosvm, given);
     if let Err(cause) = tracing_subscriber::EnvFilter::try_new(&config.log.level) {
         given.refuse("log.level", format!("expected a level or filter such as `info` or `mayfly=debug,info`: {cause}"));
     }
@@ -189,16 +193,31 @@ fn runner(platform: &str, archive: &RunnerArchiveSection, minimum: &str, given: 
     }
 }
 
+fn nat_scan(key: &str, enabled: bool, bridged: bool, gateway: IpAddr, given: &mut GivenSettings) {
+    if enabled && bridged {
+        given.refuse(key, "has no meaning with `network = \"bridged\"`");
+    }
+    if enabled && !gateway.is_ipv4() {
+        given.refuse(key, "needs an IPv4 address as `gateway`");
+    }
+}
+
+fn macosvm(m: &MacosvmSection, given: &mut GivenSettings) {
+    let bridged = m.network == MacosvmNetworkKind::Bridged;
+    if bridged && m.bridged_interface.is_none() {
+        given.refuse("drivers.macosvm.bridged_interface", "`network = \"bridged\"` needs an interface such as \"en0\"");
+    }
+    if !bridged && m.bridged_interface.is_some() {
+        given.refuse("drivers.macosvm.bridged_interface", "has a meaning only with `network = \"bridged\"`");
+    }
+    nat_scan("drivers.macosvm.nat_scan", m.nat_scan, bridged, m.gateway, given);
+}
+
 fn tart(t: &TartSection, given: &mut GivenSettings) {
     if t.network == NetworkKind::Bridged && t.bridged_interfaces.is_empty() {
         given.refuse("drivers.tart.bridged_interfaces", "`network = \"bridged\"` needs an interface such as [\"en0\"]");
     }
-    if t.network == NetworkKind::Bridged && t.nat_scan {
-        given.refuse("drivers.tart.nat_scan", "has no meaning with `network = \"bridged\"`");
-    }
-    if t.nat_scan && !t.gateway.is_ipv4() {
-        given.refuse("drivers.tart.nat_scan", "needs an IPv4 address as `gateway`");
-    }
+    nat_scan("drivers.tart.nat_scan", t.nat_scan, t.network == NetworkKind::Bridged, t.gateway, given);
     if t.network != NetworkKind::Softnet && !(t.softnet_allow.is_empty() && t.softnet_block.is_empty()) {
         given.refuse("drivers.tart.softnet_allow", "has a meaning only with `network = \"softnet\"`");
     }

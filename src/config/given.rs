@@ -33,12 +33,13 @@ const OTHER_ENV: [&str; 7] = [
     github::TOKEN_VARIABLE,
 ];
 /// Paths of programs. A name without a directory is looked up in `PATH` when the program is started.
-const PROGRAMS: [&str; 5] = [
+const PROGRAMS: [&str; 6] = [
     "drivers.qemu.binary",
     "drivers.qemu.qemu_img",
     "drivers.cloud_hypervisor.binary",
     "drivers.cloud_hypervisor.qemu_img",
     "drivers.tart.binary",
+    "drivers.macosvm.binary",
 ];
 const COMMAND_LINE: &str = "command line";
 

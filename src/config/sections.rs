@@ -10,7 +10,8 @@ use crate::{
     admission::{PullsSection, QueueSection},
     domain,
     drivers::{
-        FakeSection, SlotsSection, cloud_hypervisor::CloudHypervisorSection, qemu::QemuSection, tart::TartSection,
+        FakeSection, SlotsSection, cloud_hypervisor::CloudHypervisorSection, macosvm::MacosvmSection,
+        qemu::QemuSection, tart::TartSection,
     },
     http::{GuestSection, ServerSection},
     platform::settings::{Key, Schema},
@@ -74,6 +75,7 @@ pub struct Drivers {
     pub qemu: QemuSection,
     pub cloud_hypervisor: CloudHypervisorSection,
     pub tart: TartSection,
+    pub macosvm: MacosvmSection,
     pub fake: FakeSection,
 }
 
@@ -90,8 +92,8 @@ impl Config {
 
     /// Where the guest API listens for guests without a forwarded address.
     pub fn guest_listen(&self) -> Option<SocketAddr> {
-        let tart = self.drivers.tart.enabled.then_some(SocketAddr::from(([0, 0, 0, 0], GUEST_PORT)));
-        self.guest.listen.or(tart)
+        let direct = self.drivers.tart.enabled || self.drivers.macosvm.enabled;
+        self.guest.listen.or(direct.then_some(SocketAddr::from(([0, 0, 0, 0], GUEST_PORT))))
     }
 
     /// Where Tart keeps its VMs.
@@ -144,6 +146,7 @@ pub const SECTIONS: &[Section] = &[
     section("drivers.qemu", QemuSection::SCHEMA),
     section("drivers.cloud_hypervisor", CloudHypervisorSection::SCHEMA),
     section("drivers.tart", TartSection::SCHEMA),
+    section("drivers.macosvm", MacosvmSection::SCHEMA),
     section("drivers.fake", FakeSection::SCHEMA),
     section("log", LogSection::SCHEMA),
 ];

@@ -34,6 +34,7 @@ mod instances;
 mod keep;
 mod last_resort;
 mod lock;
+pub mod macosvm;
 mod nat_scan;
 pub mod overlay;
 pub mod process;

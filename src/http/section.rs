@@ -36,10 +36,10 @@ section! {
 section! {
     /// How guests reach the guest API. QEMU guests need no setting here: each has its own forwarded address.
     pub struct GuestSection {
-        /// Address and port of the guest API, for guests without a forwarded address. With the `tart` driver the
-        /// default is all addresses, because the address that guests reach exists only while a guest runs; each request
-        /// needs the token of its vm.
-        listen: Option<SocketAddr> = None, shown as "none; `0.0.0.0:8471` with the `tart` driver";
+        /// Address and port of the guest API, for guests without a forwarded address. With the drivers
+        /// `tart` and `macosvm` the default is all addresses, because the address that guests reach exists only while a
+        /// guest runs; each request needs the token of its vm.
+        listen: Option<SocketAddr> = None, shown as "none; `0.0.0.0:8471` with the drivers `tart` and `macosvm`";
         /// The guest API's URL as guests see it, if they cannot use the address in `listen`.
         advertise_url: Option<String> = None;
     }

@@ -102,6 +102,11 @@ impl DataDir {
         self.at("cloud-hypervisor")
     }
 
+    /// Instances of macosvm.
+    pub fn macosvm(&self) -> PathBuf {
+        self.at("macosvm")
+    }
+
     /// What the driver for Tart keeps; also `TART_HOME` where nothing else is configured.
     pub fn tart(&self) -> PathBuf {
         self.at("tart")

@@ -30,6 +30,7 @@ const LARGEST_PASSWORD: u64 = 1 << 10;
 const QEMU: &str = "qemu";
 const CLOUD_HYPERVISOR: &str = "cloud-hypervisor";
 const TART: &str = "tart";
+const MACOSVM: &str = "macosvm";
 
 /// The rule of `is_name`, for messages.
 pub(super) const NAME_RULE: &str = "must match [a-z0-9][a-z0-9._-]{0,62} and not be `prune` or `import`";
@@ -260,10 +261,14 @@ fn settings(new: &NewTemplate, config: Option<&TartConfig>, faults: &mut Faults)
     if driver.is_empty() {
         faults.add("driver", "is empty, name one of the drivers in `GET /host`");
     }
-    if driver == TART {
+    let is_apple = driver == TART || driver == MACOSVM;
+    if is_apple {
         for (part, given) in [(Part::Config, new.config.is_some()), (Part::Nvram, new.nvram.is_some())] {
             if !given {
-                faults.add(part.name(), "is needed by the driver tart: name a Tart VM's directory in `vm_dir`");
+                faults.add(
+                    part.name(),
+                    format!("is needed by the driver {driver}: name a Tart VM's directory in `vm_dir`, or import another layout"),
+                );
             }
         }
         for (part, given) in [
@@ -272,13 +277,20 @@ fn settings(new: &NewTemplate, config: Option<&TartConfig>, faults: &mut Faults)
             (Part::Firmware, new.firmware.is_some()),
         ] {
             if given {
-                faults.add(part.name(), "means nothing to the driver tart, leave it out");
+                faults.add(part.name(), format!("means nothing to the driver {driver}, leave it out"));
             }
+        }
+        if driver == MACOSVM && os != GuestOs::Macos {
+            faults.add("os", "is not macos, and the driver macosvm runs macOS guests only: use tart or qemu");
+        }
+        let format = new.disk_format.or(config.map(|c| c.format));
+        if driver == MACOSVM && format.is_some_and(|format| format != DiskFormat::Raw) {
+            faults.add("disk_format", "is not raw, and macosvm opens raw disks only: convert the disk, or use tart");
         }
     } else {
         for (part, given) in [(Part::Config, new.config.is_some()), (Part::Nvram, new.nvram.is_some())] {
             if given {
-                faults.add(part.name(), "means something to the driver tart only");
+                faults.add(part.name(), "means something to the drivers tart and macosvm only");
             }
         }
     }
@@ -290,8 +302,11 @@ fn settings(new: &NewTemplate, config: Option<&TartConfig>, faults: &mut Faults)
     if !(1..=MOST_MEMORY_MIB).contains(&memory_mib) {
         faults.add("memory_mib", format!("must be from 1 to {MOST_MEMORY_MIB}"));
     }
-    let (usual_user, usual_handover) =
-        if driver == TART { ("admin", Handover::Agent) } else { ("runner", Handover::Seed) };
+    let (usual_user, usual_handover) = match driver.as_str() {
+        TART => ("admin", Handover::Agent),
+        MACOSVM => ("admin", Handover::Ssh),
+        _ => ("runner", Handover::Seed),
+    };
     let user = new.user.clone().unwrap_or_else(|| usual_user.to_owned());
     let user_starts_well = user.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
     if !user_starts_well
@@ -316,7 +331,7 @@ fn settings(new: &NewTemplate, config: Option<&TartConfig>, faults: &mut Faults)
     }
     let handover = new.handover.unwrap_or(usual_handover);
     match handover {
-        Handover::Seed if os == GuestOs::Macos || driver == TART => {
+        Handover::Seed if os == GuestOs::Macos || is_apple => {
             faults.add("handover", "must be ssh or agent: this guest reads no NoCloud seed");
         }
         Handover::Agent if driver == QEMU || driver == CLOUD_HYPERVISOR => {
@@ -324,6 +339,9 @@ fn settings(new: &NewTemplate, config: Option<&TartConfig>, faults: &mut Faults)
                 "handover",
                 format!("must be seed or ssh: the driver {driver} has no channel to an agent in the guest"),
             );
+        }
+        Handover::Agent if driver == MACOSVM => {
+            faults.add("handover", "must be ssh: the driver macosvm has no channel to an agent in the guest");
         }
         Handover::Seed | Handover::Ssh | Handover::Agent => {}
     }

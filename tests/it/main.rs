@@ -19,6 +19,7 @@ mod guests;
 mod layers;
 mod layouts;
 mod lifecycle;
+mod macosvm_double;
 mod names;
 mod pull;
 mod push;

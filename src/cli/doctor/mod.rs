@@ -22,6 +22,7 @@ pub mod finding;
 mod linux;
 mod mac;
 mod machine;
+mod macosvm;
 mod modes;
 mod network;
 pub mod probe;
@@ -114,10 +115,11 @@ pub async fn examine(probe: &dyn HostProbe, data_dir: PathBuf, boot_guest: bool)
     let mut findings = Vec::new();
     match probe.system() {
         System::Macos => {
-            let ((clock, space, data, service), mac, tart, network, qemu) = tokio::join!(
+            let ((clock, space, data, service), mac, tart, macosvm, network, qemu) = tokio::join!(
                 shared,
                 mac::look(probe),
                 tart::look(probe, setup),
+                macosvm::look(probe, setup),
                 network::look(probe, setup),
                 qemu::examine(probe, setup),
             );
@@ -125,6 +127,7 @@ pub async fn examine(probe: &dyn HostProbe, data_dir: PathBuf, boot_guest: bool)
             findings.push(clock);
             findings.extend(space);
             findings.extend(tart::judge(&tart, setup));
+            findings.extend(macosvm.iter().flat_map(|facts| macosvm::judge(facts, setup)));
             findings.extend(qemu);
             findings.extend(network::judge(&network, setup, mac.macos()));
             findings.push(configuration);

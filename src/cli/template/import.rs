@@ -52,7 +52,8 @@ pub(in crate::cli) struct Import {
     /// console]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     cmdline: Option<String>,
-    /// Driver that runs an image [default: qemu; cloud-hypervisor with that layout]
+    /// Driver that runs it: tart or macosvm for the macOS layouts [default: tart for those, else qemu, or
+    /// cloud-hypervisor with that layout]
     #[arg(long)]
     driver: Option<String>,
     /// Operating system of an image [default: linux]

@@ -60,7 +60,8 @@ pub struct ImportBody {
     /// For an image: extract the newest kernel and its initramfs from the disk.
     #[serde(default)]
     extract_kernel: bool,
-    /// For an image; default: `qemu`, and `cloud-hypervisor` with that layout.
+    /// The driver that runs it; default: `qemu` for an image, `cloud-hypervisor` with that layout, else `tart`. A macOS guest of
+    /// any layout may also be run by `macosvm`.
     driver: Option<String>,
     /// For an image; default: `linux`.
     os: Option<GuestOs>,
@@ -120,7 +121,6 @@ impl ImportBody {
                 matches!(layout, TemplateLayout::Qcow2 | TemplateLayout::CloudHypervisor),
             ),
             ("/extract_kernel", self.extract_kernel, image),
-            ("/driver", self.driver.is_some(), image),
             ("/os", self.os.is_some(), image),
             ("/arch", self.arch.is_some(), image),
             ("/kernel", self.kernel.is_some(), image),

@@ -27,6 +27,11 @@ pub trait Rig: Sync {
     /// Waits until a guest of `spec` would hear the power button.
     fn up(&self, name: &InstanceName) -> impl Future<Output = ()> + Send;
 
+    /// Asks the guest itself to power down, where the driver's `stop` cannot ask it.
+    fn ask(&self, _name: &InstanceName) -> impl Future<Output = ()> + Send {
+        async {}
+    }
+
     /// How long such a guest may take to power down.
     fn grace(&self) -> Duration;
 
@@ -204,6 +209,7 @@ async fn stop_lets_the_guest_power_down(rig: &impl Rig, id: VmId) {
         async move { driver.ended(&name).await }
     });
     let began = Instant::now();
+    rig.ask(&spec.name).await;
     driver.stop(&spec.name, rig.grace()).await.unwrap();
     assert!(began.elapsed() < rig.grace(), "the guest obeyed");
     assert_eq!(driver.inspect(&spec.name).await.unwrap(), Observation::Stopped);

@@ -2,6 +2,7 @@
 mod cloud_hypervisor;
 mod conformance;
 mod fake;
+mod macosvm;
 mod probe;
 mod qemu;
 mod tart;

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::Path, time::Duration};
 use serde_json::json;
 use sqlx::{ConnectOptions, Connection};
 
-use crate::support::{Serve, tart::Mac};
+use crate::support::{Serve, macosvm::MacosvmHost, tart::Mac};
 
 /// The states that the vm has been in, read straight from the database file: the service is about to be killed.
 async fn reached(db: &mut sqlx::SqliteConnection, kind: &str) -> bool {
@@ -55,6 +55,14 @@ async fn die_on_cloud_hypervisor_after(kind: &str, handover: &str) {
     live_through(&mut serve, kind).await;
     cloud_hypervisor::assert_nothing_left(&serve).await;
     traces.assert_gone();
+}
+
+/// The same with the macosvm driver, at each state: its guests are adopted by the recorded process.
+async fn die_with_macosvm_after(kind: &str, _handover: &str) {
+    let mut host = MacosvmHost::start().await;
+    host.template("micro", json!({})).await;
+    live_through(&mut host.serve, kind).await;
+    host.assert_nothing_left().await;
 }
 
 async fn live_through(serve: &mut Serve, kind: &str) {
@@ -134,6 +142,17 @@ kill_points! { die_on_cloud_hypervisor_after:
     on_cloud_hypervisor_after_end_proven "end_proven" "seed"
     on_cloud_hypervisor_after_instance_stopped "instance_stopped" "seed"
     on_cloud_hypervisor_after_instance_absent "instance_absent" "seed"
+}
+
+kill_points! { die_with_macosvm_after:
+    with_macosvm_in_queued "created" "ssh"
+    with_macosvm_in_cloning "slot_taken" "ssh"
+    with_macosvm_in_booting "cloned" "ssh"
+    with_macosvm_in_configuring "guest_ready" "ssh"
+    with_macosvm_in_running "guest_configured" "ssh"
+    with_macosvm_in_draining "end_announced" "ssh"
+    with_macosvm_in_stopping "end_proven" "ssh"
+    with_macosvm_in_deleting "instance_stopped" "ssh"
 }
 
 kill_points! { die_after:

@@ -16,6 +16,7 @@ mod descriptors;
 mod ends;
 mod gitlab;
 mod images;
+mod macosvm;
 mod ready;
 mod run;
 mod session;

@@ -28,6 +28,7 @@ pub mod cloud_hypervisor;
 pub mod dice;
 pub mod gitea;
 pub mod github;
+pub mod macosvm;
 pub mod moto;
 pub mod proxy;
 pub mod registry;

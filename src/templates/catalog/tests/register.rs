@@ -295,6 +295,29 @@ async fn a_vm_of_tart_says_itself_what_it_is() {
 }
 
 #[tokio::test]
+async fn a_macos_guest_may_be_for_macosvm() {
+    let f = Fixture::new();
+    let macos =
+        TART_CONFIG.replace("\"os\":\"linux\"", "\"os\":\"darwin\",\"ecid\":\"YQ==\",\"hardwareModel\":\"Yg==\"");
+    let of_macosvm = |config: &str| NewTemplate { driver: Some("macosvm".into()), ..of_tart(&f, "mac", config) };
+    let made = f.catalog.register(of_macosvm(&macos)).await.unwrap();
+    assert_eq!((made.driver.as_str(), made.os, made.handover), ("macosvm", GuestOs::Macos, Handover::Ssh));
+    assert_eq!(made.user, "admin");
+    let asif = macos.replacen('{', "{\"diskFormat\":\"asif\",", 1);
+    for (new, expected) in [
+        (of_macosvm(TART_CONFIG), "/os"),
+        (of_macosvm(&asif), "/disk_format"),
+        (NewTemplate { handover: Some(Handover::Agent), ..of_macosvm(&macos) }, "/handover"),
+        (NewTemplate { handover: Some(Handover::Seed), ..of_macosvm(&macos) }, "/handover"),
+        (NewTemplate { nvram: None, ..of_macosvm(&macos) }, "/nvram"),
+        (NewTemplate { kernel: Some(f.at("kernel")), ..of_macosvm(&macos) }, "/kernel"),
+    ] {
+        let fields: Vec<String> = f.refused(new).await.into_iter().map(|(pointer, _)| pointer).collect();
+        assert_eq!(fields, [expected]);
+    }
+}
+
+#[tokio::test]
 async fn a_vm_of_tart_that_is_taken_for_another_is_refused() {
     let f = Fixture::new();
     let fields = async |new: NewTemplate| -> Vec<String> {

@@ -1,0 +1,131 @@
+//! Checks macosvm: its version, what it is signed for, and which other guests it runs on this Mac.
+
+use std::path::{Path, PathBuf};
+
+use super::{
+    finding::{Check, Finding, strange},
+    probe::{HostProbe, Probed, Ran, Unseen, refusal},
+    setup::DoctorSetup,
+};
+use crate::drivers::macosvm::{MacosvmNetworkKind, version};
+
+const PROGRAM: Check = Check::new("macosvm.program", "macosvm", "0.2-0 or later, for macOS guests");
+const SIGNATURE: Check = Check::new(
+    "macosvm.signature",
+    "macosvm's entitlements",
+    "com.apple.security.virtualization; for bridges, com.apple.vm.networking",
+);
+const FOREIGN: Check = Check::new("macosvm.foreign", "Foreign macosvm guests", "none but Mayfly's");
+
+const INSTALL: &str = "install a release, or set drivers.macosvm.binary:\n    https://github.com/s-u/macosvm/releases";
+const RUN_GUESTS: &str = "com.apple.security.virtualization";
+const BRIDGE: &str = "com.apple.vm.networking";
+
+pub struct MacosvmFacts {
+    name: PathBuf,
+    path: Option<PathBuf>,
+    version: Probed<Ran>,
+    signature: Probed<Ran>,
+    processes: Probed<Ran>,
+}
+
+/// `None`: the driver is disabled, so nothing is asked.
+pub async fn look(probe: &dyn HostProbe, setup: &DoctorSetup) -> Option<MacosvmFacts> {
+    let macosvm = &setup.config.drivers.macosvm;
+    if !macosvm.enabled {
+        return None;
+    }
+    let name = macosvm.binary.clone().unwrap_or_else(|| "macosvm".into());
+    let path = probe.find_program(&name);
+    let (version, signature) = match &path {
+        Some(path) => {
+            let shown = path.display().to_string();
+            let arguments = ["--display", "--entitlements", "-", "--xml", shown.as_str()];
+            tokio::join!(
+                probe.run(path, &["--version"], &[]),
+                probe.run(Path::new("/usr/bin/codesign"), &arguments, &[])
+            )
+        }
+        None => (Err(Unseen::Absent), Err(Unseen::Absent)),
+    };
+    let processes = probe.run(Path::new("/bin/ps"), &["-axww", "-o", "pid=,command="], &[]).await;
+    Some(MacosvmFacts { name, path, version, signature, processes })
+}
+
+pub fn judge(facts: &MacosvmFacts, setup: &DoctorSetup) -> Vec<Finding> {
+    vec![program(facts), signature(facts, setup), foreign(facts, setup)]
+}
+
+fn program(facts: &MacosvmFacts) -> Finding {
+    let shown = facts.path.as_deref().unwrap_or(&facts.name).display();
+    let ran = match &facts.version {
+        Ok(ran) if ran.succeeded() => ran,
+        Ok(ran) => return PROGRAM.fail(format!("{shown} does not report its version: {}", refusal(ran)), INSTALL),
+        Err(Unseen::Absent) => return PROGRAM.fail(format!("{shown} is not installed here"), INSTALL),
+        Err(why) => return PROGRAM.fail(format!("{shown} does not report its version: {why}"), INSTALL),
+    };
+    match version::usable(ran.stdout.as_bytes()) {
+        Ok(version) => PROGRAM.ok(format!("{version}, {shown}")),
+        Err(why) => PROGRAM.fail(why, INSTALL),
+    }
+}
+
+/// The framework refuses a program without the entitlement when a guest starts.
+fn signature(facts: &MacosvmFacts, setup: &DoctorSetup) -> Finding {
+    let text = match &facts.signature {
+        Ok(ran) if ran.succeeded() => &ran.stdout,
+        Ok(ran) => return SIGNATURE.could_not_look(format!("codesign: {}", refusal(ran))),
+        Err(_) if facts.path.is_none() => return SIGNATURE.not_needed("macosvm is not installed"),
+        Err(why) => return SIGNATURE.could_not_look(format!("codesign: {why}")),
+    };
+    if !text.trim().is_empty() && !text.contains("<plist") {
+        return SIGNATURE.could_not_look(strange("a property list from codesign", text));
+    }
+    let bridged = setup.config.drivers.macosvm.network == MacosvmNetworkKind::Bridged;
+    match (text.contains(RUN_GUESTS), bridged, text.contains(BRIDGE)) {
+        (false, ..) => SIGNATURE.fail(
+            "macosvm is not signed for running guests",
+            "install a release, which is; or sign your own build with the file that comes with its sources:\n    \
+             codesign --sign - --entitlements macosvm.entitlements --force \"$(which macosvm)\"",
+        ),
+        (true, true, false) => SIGNATURE.fail(
+            "macosvm is not signed for bridged networks, so no guest starts",
+            "Apple grants this entitlement on request only. Use macOS's NAT, in mayfly.toml:\n    \
+             drivers.macosvm.network = \"nat\"",
+        ),
+        (true, ..) => SIGNATURE.ok(if bridged { "guests and bridges" } else { "guests" }),
+    }
+}
+
+fn foreign(facts: &MacosvmFacts, setup: &DoctorSetup) -> Finding {
+    let text = match &facts.processes {
+        Ok(ran) if ran.succeeded() => &ran.stdout,
+        Ok(ran) => return FOREIGN.could_not_look(format!("ps: {}", refusal(ran))),
+        Err(why) => return FOREIGN.could_not_look(format!("ps: {why}")),
+    };
+    let own = setup.at("macosvm").display().to_string();
+    let program = facts.name.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let mut any = false;
+    let mut pids = Vec::new();
+    for (pid, command) in text.lines().filter_map(|line| line.trim().split_once(' ')) {
+        any |= pid.bytes().all(|b| b.is_ascii_digit());
+        let first = command.split_ascii_whitespace().next().unwrap_or_default();
+        let name = first.rsplit('/').next().unwrap_or_default();
+        let is_macosvm = name == "macosvm" || name == program;
+        if is_macosvm && !command.contains("--version") && !command.contains(&format!(" {own}/")) {
+            pids.push(pid);
+        }
+    }
+    // There is at least this process.
+    if !any {
+        return FOREIGN.could_not_look(strange("processes with their pids from ps", text));
+    }
+    if pids.is_empty() {
+        return FOREIGN.ok("none");
+    }
+    FOREIGN.warn(
+        format!("{} (pid {})", pids.len(), pids.join(", ")),
+        "each holds one of the two slots for macOS guests, unless its guest runs Linux. End those that are not needed, from \
+         within the guest:\n    sudo shutdown -h now",
+    )
+}
