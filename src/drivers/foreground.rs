@@ -5,7 +5,10 @@ use std::{fs::File, process::ExitStatus};
 
 use tokio::sync::oneshot;
 
-use super::{DriverError, ErrorKind, Result, failure, process::Process};
+use super::{
+    DriverError, ErrorKind, Result, failure,
+    process::{AwaitedChild, Process},
+};
 use crate::{domain::Code, platform::process::Command};
 
 pub enum ForegroundRun {
@@ -33,11 +36,14 @@ impl ForegroundRun {
     ) -> Result<ForegroundRun> {
         let mut child = command.start(out, err).map_err(|error| failure::command(error, Code::BootFailed))?;
         let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+        let awaited = pid.map(AwaitedChild::new);
         let (sender, status) = oneshot::channel();
         // Without a task that waits for it, the process would become a zombie when it ends. The caller may be gone by
         // then.
         tokio::spawn(async move {
-            if let Ok(status) = child.wait().await {
+            let status = child.wait().await;
+            drop(awaited);
+            if let Ok(status) = status {
                 on_end(status);
                 let _ = sender.send(status);
             }

@@ -7,8 +7,9 @@
 //! Every observation has three results: running, not running, and an error. An error means that nothing is known (no
 //! free descriptor, no memory, a hanging program); it must never be taken for absence.
 
-use std::{io, time::Duration};
+use std::{collections::BTreeSet, io, time::Duration};
 
+use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, WaitOptions, waitpid};
 use serde::{Deserialize, Serialize};
 
@@ -81,6 +82,25 @@ struct ProcessStatus {
     age: Duration,
 }
 
+/// Pids of children for whose status a task of this program waits.
+static AWAITED: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
+/// While this exists, only the task that waits for this child reaps it. A status is given out once.
+pub struct AwaitedChild(i32);
+
+impl AwaitedChild {
+    pub fn new(pid: i32) -> AwaitedChild {
+        AWAITED.lock().insert(pid);
+        AwaitedChild(pid)
+    }
+}
+
+impl Drop for AwaitedChild {
+    fn drop(&mut self) {
+        AWAITED.lock().remove(&self.0);
+    }
+}
+
 impl Process {
     /// The process with this pid, or `None` if there is none. A zombie has ended.
     pub async fn find(pid: i32) -> io::Result<Option<Process>> {
@@ -145,7 +165,9 @@ impl Process {
             tokio::time::sleep(POLL).await;
         }
         // Orphans become children of a container's first process. If that is this program, it has to reap them.
-        let _ = waitpid(Some(self.pid), WaitOptions::NOHANG);
+        if !AWAITED.lock().contains(&self.pid()) {
+            let _ = waitpid(Some(self.pid), WaitOptions::NOHANG);
+        }
     }
 
     /// Resolves when no process has this pid, or another process has it. A guest runs for hours, and running `ps`
