@@ -9,7 +9,7 @@ use crate::{
     platform::Clock,
     registry::{logins::Logins, s3::S3},
     sources::{Sources, github::runner_archives::RunnerArchives},
-    store::{Ledger, Reader, Vault, heartbeats::Heartbeats, logs::Logs, pools::PoolFaults, tokens::TokenUses},
+    store::{Ledger, Reader, Vault, guest_heartbeats::Heartbeats, logs::Logs, pools::PoolFaults, tokens::TokenUses},
     templates::{
         Catalog,
         pull::{ProgressBoard, Puller},

@@ -26,10 +26,10 @@ use crate::{
     sources::Sources,
     store::{
         Ledger, Reader, Vault,
+        idempotency::RequestHash,
         ledger::{Admission, IdempotencyKey, KeyOwner, NewVm, Opened, TokenQuota},
         placement::{HostOffer, SlotDemand},
         pools::PoolFaults,
-        repeated::RequestHash,
     },
     templates::{Catalog, TemplateLease, pull::Puller},
 };

@@ -31,7 +31,6 @@ pub mod gateway;
 mod guest_address;
 pub mod inspector;
 mod instances;
-mod keep;
 mod last_resort;
 mod lock;
 pub mod macosvm;
@@ -46,6 +45,7 @@ mod run_output;
 mod section;
 mod stage_dir;
 pub mod tart;
+mod template_lock;
 pub mod ways;
 
 pub use section::{FakeSection, SlotsSection};

@@ -10,7 +10,7 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{DriverError, ErrorKind, Result, failure, keep::lock_shared, qemu_words};
+use super::{DriverError, ErrorKind, Result, failure, qemu_words, template_lock::lock_shared};
 use crate::{
     domain::{Code, template::DiskFormat},
     platform::process::Command,

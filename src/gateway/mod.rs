@@ -52,7 +52,7 @@ mod dns;
 mod dns_message;
 mod host;
 mod link;
-mod logs;
+mod log_limits;
 mod neighbors;
 mod packet;
 mod route;
@@ -112,7 +112,7 @@ pub async fn run(spec: GatewaySpec) -> Result<(), GatewayError> {
     let gateway = Gateway::new(spec);
     tracing::info!(mode = %gateway.spec.policy.mode, "the guest's network is up");
     let serving = tokio::spawn(gateway.clone().serve_ssh(ssh));
-    let keeping = tokio::spawn(logs::keep(gateway.spec.logs.clone()));
+    let keeping = tokio::spawn(log_limits::keep(gateway.spec.logs.clone()));
     let ended = gateway.exchange(link).await;
     serving.abort();
     keeping.abort();

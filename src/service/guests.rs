@@ -21,7 +21,7 @@ use crate::{
     sources::github::runner_archives::RunnerArchives,
     store::{
         Expect, Ledger, Reader, Vault,
-        heartbeats::Heartbeats,
+        guest_heartbeats::Heartbeats,
         logs::{LogSource, Logs},
     },
     templates::Catalog,

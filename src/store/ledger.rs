@@ -5,13 +5,13 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 use sqlx::{Row as _, SqliteConnection};
 
-pub use super::repeated::{IdempotencyKey, KeyOwner, TokenQuota};
+pub use super::idempotency::{IdempotencyKey, KeyOwner, TokenQuota};
 use super::{
     Change, Changes, Result, StoreHealth,
     clock_scale::ClockScale,
+    idempotency::{self, RequestHash},
     placement::{self, HostOffer},
     ready_metrics::CheckEnd,
-    repeated::{self, RequestHash},
     rows::{parse_vm, unreadable},
     writer::Writer,
 };
@@ -222,16 +222,16 @@ async fn open(
     health: &StoreHealth,
 ) -> Result<(Opened, Vec<Change>)> {
     if let Some(key) = &new.idempotency_key
-        && let Some(known) = repeated::with_key(&mut *db, key).await?
+        && let Some(known) = idempotency::with_key(&mut *db, key).await?
     {
         known.check_key(&new.request_hash)?;
         let vm = load(db, known.vm).await?.ok_or_else(|| unreadable("a key without its vm"))?;
         return Ok((Opened::Existing(Arc::new(vm)), Vec::new()));
     }
-    if let Some(named) = repeated::with_name(&mut *db, &new.spec.name).await? {
+    if let Some(named) = idempotency::with_name(&mut *db, &new.spec.name).await? {
         named.check_name(&new.request_hash)?;
         let vm = load(db, named.vm).await?.ok_or_else(|| unreadable("a name without its vm"))?;
-        repeated::check_token(&vm, new.quota)?;
+        idempotency::check_token(&vm, new.quota)?;
         return Ok((Opened::Existing(Arc::new(vm)), Vec::new()));
     }
     if let Some(fault) = health.low() {

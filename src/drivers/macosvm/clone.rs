@@ -20,8 +20,8 @@ use crate::{
         DriverError, ErrorKind, InstanceSpec, Result,
         failure::{self, shown},
         file_clone::{WithoutClones, clone_disk, clone_file},
-        keep::lock_shared,
         stage_dir::StageDir,
+        template_lock::lock_shared,
     },
     platform::files,
 };

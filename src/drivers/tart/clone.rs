@@ -21,8 +21,8 @@ use crate::{
     drivers::{
         DriverError, ErrorKind, Result, failure,
         file_clone::{CloneMethod, WithoutClones, clone_disk, clone_file},
-        keep::lock_shared,
         stage_dir::{self, StageDir},
+        template_lock::lock_shared,
     },
     platform::{clock, files},
 };

@@ -22,7 +22,7 @@ use crate::{
         presence::Presence,
         runners::RunnerWatch,
     },
-    store::{Expect, Ledger, Reader, StoreError, heartbeats::Heartbeats},
+    store::{Expect, Ledger, Reader, StoreError, guest_heartbeats::Heartbeats},
 };
 
 /// The latest state of the vm, updated with each event.

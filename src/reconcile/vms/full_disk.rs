@@ -16,7 +16,7 @@ use crate::{
     reconcile::failure::Failure,
     store::{
         Expect, Ledger,
-        heartbeats::Heartbeats,
+        guest_heartbeats::Heartbeats,
         logs::{LogSource, Logs},
     },
     templates::Catalog,
