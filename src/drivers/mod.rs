@@ -36,6 +36,7 @@ mod lock;
 pub mod macosvm;
 mod nat_scan;
 pub mod overlay;
+mod probe_dir;
 pub mod process;
 pub mod qemu;
 mod qemu_words;

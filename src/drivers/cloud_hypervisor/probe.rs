@@ -1,21 +1,12 @@
 //! Finds out whether guests really run here. A `/dev/kvm` that opens proves nothing: under some nested virtualisation guests hang. So
 //! the proof is a guest that writes a word to its serial line.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
-use uuid::Uuid;
-
-use super::fault;
+use super::{super::probe_dir::ProbeDir, fault};
 use crate::{
     domain::Arch,
-    platform::{
-        files,
-        process::{Command, OutputWatch, Stream},
-    },
+    platform::process::{Command, OutputWatch, Stream},
 };
 
 /// File name of the guest's kernel.
@@ -33,7 +24,7 @@ pub async fn run(binary: &Path, arch: Arch, scratch: &Path) -> Result<(), String
     }
     let dir = ProbeDir::make(scratch)
         .map_err(|error| format!("the directory {} cannot be written: {error}", scratch.display()))?;
-    let kernel = dir.0.join(KERNEL);
+    let kernel = dir.path().join(KERNEL);
     std::fs::write(&kernel, pvh_kernel(&guest_code())).map_err(|error| format!("{}: {error}", kernel.display()))?;
     let mut written = Vec::new();
     let ran = Command::new(binary, LIMIT)
@@ -56,23 +47,6 @@ pub async fn run(binary: &Path, arch: Arch, scratch: &Path) -> Result<(), String
 
 fn says(written: &[u8]) -> bool {
     written.windows(WORD.len()).any(|window| window == WORD)
-}
-
-/// A private directory that is removed with this value.
-struct ProbeDir(PathBuf);
-
-impl ProbeDir {
-    fn make(parent: &Path) -> io::Result<Self> {
-        let dir = parent.join(format!("probe-{}", Uuid::new_v4()));
-        files::create_private_dir(&dir)?;
-        Ok(Self(dir))
-    }
-}
-
-impl Drop for ProbeDir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 /// Writes the word to the first serial port, and powers off: by the port of Cloud Hypervisor, then by that of a PC. In 32-bit

@@ -4,14 +4,14 @@
 //! fixed amount of work several times, between marks. The marks are timed here, with the host's clock, because the
 //! guest's clock may be wrong under a broken accelerator.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
 use tokio::time::Instant;
 
-use super::super::args::{self, MachineSpec};
+use super::super::{
+    super::probe_dir::ProbeDir,
+    args::{self, MachineSpec},
+};
 use crate::{
     domain::Arch,
     platform::{
@@ -196,8 +196,8 @@ pub async fn run(
         Arch::Aarch64 => guest.image.to_vec(),
     };
     let no_room = |error| broken(format!("no room for the test guest's image: {error}"));
-    let dir = Scratch::new(scratch).map_err(no_room)?;
-    let file = dir.0.join("guest.img");
+    let dir = ProbeDir::make(scratch).map_err(no_room)?;
+    let file = dir.path().join("guest.img");
     std::fs::write(&file, image).map_err(no_room)?;
     let file = file.to_str().ok_or_else(|| broken("the data directory's path is not valid UTF-8".to_owned()))?;
 
@@ -282,23 +282,6 @@ pub fn boot_disk(code: &[u8]) -> Vec<u8> {
     disk[..code.len()].copy_from_slice(code);
     disk[510..512].copy_from_slice(&[0x55, 0xaa]);
     disk
-}
-
-/// A directory that is removed with the probe.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(within: &Path) -> std::io::Result<Self> {
-        let dir = within.join(format!("probe-{}", uuid::Uuid::new_v4()));
-        std::fs::create_dir_all(&dir)?;
-        Ok(Self(dir))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 #[cfg(test)]
