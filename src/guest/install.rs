@@ -59,6 +59,7 @@ pub(super) fn start_script(attempt: u32, place: &InstallTarget) -> String {
 }
 
 /// Powers the guest off, after this script has ended: its connection would break otherwise, which looks like a failure.
+/// Fails at once if the user has no permission to do so.
 pub(super) fn power_off_script(place: &InstallTarget) -> String {
     let directory = place.directory();
     format!(
@@ -67,8 +68,11 @@ pub(super) fn power_off_script(place: &InstallTarget) -> String {
          set -eu\n\
          {directory}\n\
          cd \"$kit\"\n\
-         [ -f power-off.sh ]\n\
-         nohup sh -c 'sleep 1; exec sh ./power-off.sh' </dev/null >/dev/null 2>&1 &\n\
+         if ! sh ./power-off.sh check; then\n\
+         \x20   echo 'the user may not power the guest off: sudo asks for a password, or is not there' >&2\n\
+         \x20   exit 1\n\
+         fi\n\
+         (trap '' HUP; sleep 1; exec sh ./power-off.sh) </dev/null >/dev/null 2>&1 &\n\
          exit\n\
          }}\n"
     )

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{WHOLE_LIFE, states};
-use crate::support::macosvm::MacosvmHost;
+use crate::support::{Serve, macosvm::MacosvmHost};
 
 fn entered(vm: &Value, state: &str) -> jiff::Timestamp {
     let entry = vm["timeline"].as_array().unwrap().iter().find(|e| e["state"] == state).unwrap();
@@ -48,14 +48,30 @@ async fn two_guests_of_macosvm_at_once_and_the_third_waits() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_whose_time_is_up_powers_itself_down() {
     let host = MacosvmHost::start().await;
-    host.template("mac", json!({"lifetime_seconds": 25, "stop_grace_seconds": 60})).await;
+    let budgets = json!({"lifetime_seconds": 25, "stop_grace_seconds": 60});
+    host.template_of("mac", "root", budgets.clone()).await;
     let serve = &host.serve;
-    let vm = serve.create(json!({"template": "mac", "runner": {"kind": "none"}})).await;
+    let (end, log) = life_until_its_budget_is_spent(serve, "mac").await;
+    assert!(log.contains("guest stopped"), "{log}\n{end:#}");
+
+    // Without the permission, the guest is not asked, and nothing waits for it.
+    host.template_of("unprivileged", "runner", budgets).await;
+    let (end, log) = life_until_its_budget_is_spent(serve, "unprivileged").await;
+    assert!(!log.contains("guest stopped"), "{log}\n{end:#}");
+    let stopping = entered(&end, "deleting").duration_since(entered(&end, "stopping"));
+    assert!(stopping.as_secs() < 40, "the whole grace was spent: {end:#}");
+    assert!(serve.log().contains("the user may not power the guest off"), "{}", serve.log());
+    host.assert_nothing_left().await;
+}
+
+/// The vm, and what its hypervisor wrote.
+async fn life_until_its_budget_is_spent(serve: &Serve, template: &str) -> (Value, String) {
+    let vm = serve.create(json!({"template": template, "runner": {"kind": "none"}})).await;
     let id = vm["id"].as_str().unwrap();
     serve.wait_state(id, "running").await;
     let end = serve.wait_state(id, "deleted").await;
     assert_eq!(end["end_signal"], "lifetime_budget", "{end:#}");
     let log = serve.log_of(id, "hypervisor").await;
-    assert!(log.contains("start completed err=nil") && log.contains("guest stopped"), "{log}");
-    host.assert_nothing_left().await;
+    assert!(log.contains("start completed err=nil"), "{log}");
+    (end, log)
 }

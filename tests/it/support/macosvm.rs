@@ -96,8 +96,13 @@ impl MacosvmHost {
 
     /// Imports the VM as a template that this driver runs.
     pub async fn template(&self, name: &str, budgets: Value) {
+        self.template_of(name, "runner", budgets).await;
+    }
+
+    /// The same, for another user of the guest.
+    pub async fn template_of(&self, name: &str, user: &str, budgets: Value) {
         let body = json!({
-            "name": name, "layout": "macosvm", "path": self.serve.dir.join("base"), "driver": "macosvm", "user": "runner",
+            "name": name, "layout": "macosvm", "path": self.serve.dir.join("base"), "driver": "macosvm", "user": user,
             "ssh_key": image().join("id_ed25519"), "budgets": budgets,
         });
         let (status, answer) = self.serve.post("/templates/import", body).await;
