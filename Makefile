@@ -19,7 +19,7 @@ export MAYFLY_TEST_IMAGE ?= $(CACHE)/images/micro
 COMMIT = $(shell git describe --always --abbrev=12 --exclude '*' --dirty=+ 2>/dev/null)
 BUILD_RELEASE = MAYFLY_COMMIT=$(or $(MAYFLY_COMMIT),$(COMMIT),unknown) cargo build --release --locked --bin mayfly
 
-.PHONY: help run test deps test-deps build install deb dist image docs-blocks lint check-macos unit guest-tests fuzz sqlx openapi docs deny bench bench-pull bench-load paths e2e-github e2e-gitea e2e-garm e2e-gitlab e2e-myshoes network conformance-cloud-hypervisor campaign soak clean
+.PHONY: help run test deps test-deps build install deb dist image docs-blocks lint check-macos unit guest-tests fuzz sqlx openapi docs deny bench bench-pull bench-load bench-build paths e2e-github e2e-gitea e2e-garm e2e-gitlab e2e-myshoes network conformance-cloud-hypervisor campaign soak clean
 
 help: ## This list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | column -t -s '	'
@@ -96,6 +96,10 @@ bench-load: ## Lists over 20,000 vms, and memory after 200 clients (16 minutes; 
 	@cargo build --release --locked --quiet --bin mayfly
 	@python3 -B benches/load.py lists
 	@python3 -B benches/load.py memory
+
+bench-build: ## Measure builds of the project with and without huge pages for the compiler (BUILD_ROUNDS=3; an hour and 8 GiB of disk)
+	@.ci/deps.sh test
+	@python3 -B benches/build.py
 
 paths: ## Count the source files on the paths of four requests, in a running debug build (needs Linux on x86-64 and llvm-symbolizer)
 	@.ci/deps.sh bench
