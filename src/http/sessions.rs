@@ -166,7 +166,7 @@ async fn serve(http: Arc<Http>, mut session: GuestSession, socket: WebSocket, _p
                     Some(SessionOutputMessage::failed(&error))
                 }
                 () = pass_input(&mut from, &writer, &active) => None,
-                () = active.idle() => {
+                () = active.idle(IDLE) => {
                     let minutes = IDLE.as_secs() / 60;
                     let detail = format!("the session has ended because nothing was sent for {minutes} minutes");
                     Some(SessionOutputMessage::failed(&Error::new(Code::SessionIdle, detail)))
@@ -292,14 +292,38 @@ impl Activity {
         *self.0.lock() = clock::monotonic();
     }
 
-    /// Returns when nothing was sent for too long.
-    async fn idle(&self) {
+    /// Returns when nothing was sent for this long.
+    async fn idle(&self, limit: Duration) {
         loop {
-            let until = *self.0.lock() + IDLE;
+            let until = *self.0.lock() + limit;
             tokio::time::sleep_until(until).await;
-            if *self.0.lock() + IDLE <= clock::monotonic() {
+            if *self.0.lock() + limit <= clock::monotonic() {
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_sent_puts_the_end_of_an_idle_session_off() {
+        const LIMIT: Duration = Duration::from_secs(1);
+        let active = Activity::default();
+        let begun = clock::monotonic();
+        let sent = async {
+            for _ in 0..3 {
+                tokio::time::sleep(LIMIT / 4).await;
+                active.note();
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = active.idle(LIMIT) => {}
+            () = sent => {}
+        }
+        assert!(clock::monotonic() - begun >= LIMIT / 4 * 3 + LIMIT);
     }
 }

@@ -156,6 +156,32 @@ async fn a_session_ends_with_its_vm_and_with_the_service_and_says_so() {
     serve.assert_nothing_left().await;
 }
 
+/// A caller that is there and answers nothing, as behind a network that is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_of_a_caller_that_answers_nothing_ends() {
+    let serve = Serve::start(&[]).await;
+    serve.template("micro", "seed", json!({})).await;
+    let id = running(&serve, "silent").await;
+    let script = "echo begun; cat; : > /tmp/ended";
+    let mut caller =
+        mayfly(&serve, &["vm", "exec", "silent", "--", "sh", "-c", script]).stdin(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(caller.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("begun"), "{}", serve.log());
+    let pid = rustix::process::Pid::from_raw(caller.id().unwrap().try_into().unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    // It ends after 60 seconds, and with it the input of what ran.
+    let ended = mayfly(
+        &serve,
+        &["vm", "exec", "silent", "--", "sh", "-c", "while ! [ -e /tmp/ended ]; do sleep 1; done; echo gone"],
+    );
+    let seen = tokio::time::timeout(std::time::Duration::from_secs(120), with_input(ended, b"")).await;
+    assert_eq!(text(&seen.expect("the session ends").stdout), "gone\n", "{}", serve.log());
+    caller.kill().await.unwrap();
+    serve.delete(&format!("/vms/{id}?force=true")).await;
+    serve.wait_state(&id, "deleted").await;
+    serve.assert_nothing_left().await;
+}
+
 /// In a pseudo-terminal that `script` makes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shell_has_a_terminal_whose_keys_go_to_the_guest() {
