@@ -167,6 +167,8 @@ async fn people_and_mayfly_share_two_slots() {
 async fn a_human_is_faster_than_our_clone() {
     let mut mac = inert(&[("MAYFLY_SLOTS__MACOS", "1")]).await;
     let mut foreign = mac.foreign("xcode");
+    // A look that began before would count as the first list.
+    mac.serve.get("/reconcile").await;
     // The first list is for the answer, the second one comes right before the start.
     mac.set("rules", json!([{"command": "list", "skip": 1, "times": 1, "then": {"hang_ms": 5000}}]));
     let (status, vm) = now(&mac).await;
