@@ -97,15 +97,13 @@ fn printed(text: &str) -> Option<Ipv4Addr> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     /// Two guests answer at once: each is found where the ARP table has it, and only if it answers there.
     #[cfg(target_os = "linux")]
     #[tokio::test]
     async fn a_scan_finds_a_guest_by_its_own_ethernet_address() {
-        use std::os::unix::fs::PermissionsExt as _;
+        use std::{os::unix::fs::PermissionsExt as _, time::Duration};
 
         use tokio::{io::AsyncWriteExt as _, net::TcpListener};
 
