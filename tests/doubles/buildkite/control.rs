@@ -5,12 +5,13 @@
 //! revoke {token}
 //! queues {key}
 //! pause {queue, paused}
-//! jobs {queue, pipeline, rules, step, build}  → id
+//! jobs {queue, pipeline, rules, step, build, command, env}  → id
+//! log {job}                                   → log, what its agent has sent of it
 //! cancel {job}                                at once if no agent has it; otherwise it is being cancelled
 //! take {job, stack}                           another stack reserves it, for an hour
 //! deregister {stack}
 //! clock {seconds}                             later
-//! knobs {lost_seconds, most_stacks, pause_field, requests_per_second}
+//! knobs {lost_seconds, most_stacks, pause_field, requests_per_second, endpoint}
 //! faults [..], calm {}                        see `faults::Fault`; no faults any more
 //! requests {}                                 since the last time it was asked, with their bodies
 //! state {}                                    everything but tokens
@@ -25,7 +26,7 @@ use crate::{
     Double,
     faults::Fault,
     reply::Reply,
-    world::{Job, Queue, World},
+    world::{Job, Log, Queue, World},
 };
 
 pub fn handle(double: &Arc<Double>, what: &str, body: &[u8]) -> Reply {
@@ -77,6 +78,11 @@ fn tell(world: &mut World, what: &str, told: &Value) -> Reply {
                 build: told["build"].as_u64().unwrap_or(1),
                 step: told["step"].as_str().map(str::to_owned),
                 scheduled_at: world.now(),
+                command: text("command"),
+                env: serde_json::from_value(told["env"].clone()).unwrap_or_default(),
+                token: None,
+                log: Log::default(),
+                notifications: Vec::new(),
                 reserved: None,
                 starts: 0,
                 end: None,
@@ -96,6 +102,10 @@ fn tell(world: &mut World, what: &str, told: &Value) -> Reply {
             }
             done()
         }
+        "log" => match world.job(&text("job")) {
+            Some(job) => Reply::ok(json!({"log": job.shown_log()})),
+            None => Reply::refuse(400, "there is no such job"),
+        },
         "deregister" => {
             world.stacks.remove(&text("stack"));
             done()
@@ -110,6 +120,7 @@ fn tell(world: &mut World, what: &str, told: &Value) -> Reply {
                 match (key.as_str(), value.as_i64(), size, value.as_str()) {
                     ("lost_seconds", Some(seconds), ..) => world.knobs.lost_seconds = seconds,
                     ("most_stacks", _, Some(most), _) => world.knobs.most_stacks = most,
+                    ("endpoint", .., Some(url)) => world.knobs.endpoint = url.to_owned(),
                     ("pause_field", .., Some(name)) => world.knobs.pause_field = name.to_owned(),
                     ("requests_per_second", _, Some(most), _) => {
                         world.limits.most.values_mut().for_each(|limit| *limit = most);

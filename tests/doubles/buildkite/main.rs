@@ -2,7 +2,8 @@
 //! registers, takes the job that it was started for, and ends it.
 //!
 //! It shares no code with the service, so that the two cannot share a mistake. It follows Buildkite's documents of the stacks
-//! API and of job acquisition tokens (2026) and the vendor's Go client; what they leave open is noted where it is decided.
+//! API and of job acquisition tokens (2026), the vendor's Go client, and the source of its agent, which works with it
+//! (`tests/peers/buildkite.py`); what they leave open is noted where it is decided.
 //! Tests prepare it and inject faults under `/_double/`, see `control.rs`; time is the system's plus what tests add to it. It
 //! prints the URL of the API on standard output, and ends when standard input does. It listens on the address in
 //! `BUILDKITE_DOUBLE_ADDRESS`, else on loopback.

@@ -29,6 +29,7 @@ pub fn route(world: &mut World, request: &Request, path: &[&str]) -> Reply {
         (&Method::PUT, [key, "scheduled-jobs", "batch-reserve"]) => (*key, "batch-reserve", reserve),
         (&Method::POST, [key, "jobs", "get-states"]) => (*key, "batch-load-job-states", states),
         (&Method::POST, [key, "jobs", _, "finish"]) => (*key, "finish-job", finish),
+        (&Method::POST, [key, "notifications"]) => (*key, "default", notify),
         (&Method::POST, [key, "job-acquisition-tokens"]) => (*key, "default", issue),
         _ => return Reply::refuse(404, "Not Found"),
     };
@@ -199,6 +200,30 @@ fn finish(world: &mut World, request: &Request, path: &[&str]) -> Reply {
     }
     job.finish(json!({"by": "stack", "exit_status": exit_status, "detail": detail, "signal_reason": "stack_error"}));
     Reply::ok(json!({}))
+}
+
+/// Each is taken or refused by itself. Which jobs a stack may write to is not documented: here, those that it reserved.
+fn notify(world: &mut World, request: &Request, path: &[&str]) -> Reply {
+    let Some(notes) = request.body["notifications"].as_array().filter(|notes| notes.len() <= BATCH) else {
+        return Reply::refuse(400, "notifications must be an array with at most 1000 entries");
+    };
+    let mut errors: Vec<Value> = Vec::new();
+    for (at, note) in notes.iter().enumerate() {
+        let detail = note["detail"].as_str().unwrap_or_default();
+        let job = note["job_uuid"].as_str().and_then(|id| world.job(id));
+        let error = match job {
+            _ if detail.is_empty() => "detail is required",
+            _ if detail.chars().count() > 256 => "detail exceeds its length limit of 256",
+            _ if note["timestamp"].as_str().is_none_or(|at| at.parse::<Timestamp>().is_err()) => "timestamp is invalid",
+            Some(job) if job.reserved.as_ref().is_some_and(|(by, _)| by == path[0]) => {
+                job.notifications.push(detail.to_owned());
+                continue;
+            }
+            _ => "job not found",
+        };
+        errors.push(json!({"error": error, "indexes": [at]}));
+    }
+    Reply::ok(json!({ "errors": errors }))
 }
 
 fn issue(world: &mut World, request: &Request, path: &[&str]) -> Reply {

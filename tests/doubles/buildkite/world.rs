@@ -46,6 +46,8 @@ pub struct Knobs {
     pub most_stacks: usize,
     /// The name of the field for a pause: the documents and the vendor's client differ.
     pub pause_field: String,
+    /// Where agents go on after they have registered.
+    pub endpoint: String,
 }
 
 pub struct Job {
@@ -57,11 +59,25 @@ pub struct Job {
     pub build: u64,
     pub step: Option<String>,
     pub scheduled_at: Timestamp,
+    pub command: String,
+    /// Of the pipeline.
+    pub env: BTreeMap<String, String>,
+    /// With which its agent uses it, from the moment in which it is acquired until it is over.
+    pub token: Option<String>,
+    pub log: Log,
+    /// What stacks wrote on its page.
+    pub notifications: Vec<String>,
     /// The stack that reserved it, and until when.
     pub reserved: Option<(String, Timestamp)>,
     /// How often an agent has begun it.
     pub starts: u32,
     pub end: Option<Value>,
+}
+
+/// Parts of a log, by the number that the agent gave them: they may arrive in another order, and more than once.
+#[derive(Default)]
+pub struct Log {
+    pub parts: BTreeMap<u64, Vec<u8>>,
 }
 
 pub struct AcquisitionToken {
@@ -74,6 +90,7 @@ pub struct AcquisitionToken {
 pub struct Agent {
     pub id: String,
     pub name: String,
+    pub version: String,
     pub tags: Value,
     pub access_token: String,
     /// The only job that it may take.
@@ -94,7 +111,12 @@ impl World {
             jobs: Vec::new(),
             acquisition_tokens: BTreeMap::new(),
             agents: Vec::new(),
-            knobs: Knobs { lost_seconds: 180, most_stacks: 10, pause_field: "dispatch_paused".to_owned() },
+            knobs: Knobs {
+                lost_seconds: 180,
+                most_stacks: 10,
+                pause_field: "dispatch_paused".to_owned(),
+                endpoint: root.to_owned(),
+            },
             limits: Limits::default(),
             faults: Vec::new(),
             requests: VecDeque::new(),
@@ -145,11 +167,12 @@ impl World {
         let job = |job: &Job| {
             json!({
                 "id": job.id, "queue": job.queue, "state": job.state, "starts": job.starts, "end": job.end,
+                "notifications": job.notifications,
                 "reserved_by": job.reserved.as_ref().map(|(stack, _)| stack),
                 "reserved_until": job.reserved.as_ref().map(|(_, until)| until.to_string()),
             })
         };
-        let agent = |agent: &Agent| json!({"id": agent.id, "name": agent.name, "tags": agent.tags, "job": agent.only, "works": agent.works, "gone": agent.gone});
+        let agent = |agent: &Agent| json!({"id": agent.id, "name": agent.name, "version": agent.version, "tags": agent.tags, "job": agent.only, "works": agent.works, "gone": agent.gone});
         let stack = |(key, stack): (&String, &Stack)| json!({"key": key, "queue": stack.queue, "type": stack.kind, "metadata": stack.metadata});
         json!({
             "now": self.now().to_string(),
@@ -163,7 +186,13 @@ impl World {
 
 impl Job {
     pub fn finish(&mut self, end: Value) {
-        (self.state, self.reserved, self.end) = ("finished", None, Some(end));
+        (self.state, self.reserved, self.end, self.token) = ("finished", None, Some(end), None);
+    }
+
+    /// The parts of the log up to the first that is missing.
+    pub fn shown_log(&self) -> String {
+        let parts = (1..).map_while(|n| self.log.parts.get(&n)).flatten().copied().collect::<Vec<u8>>();
+        String::from_utf8_lossy(&parts).into_owned()
     }
 
     pub fn is_over(&self) -> bool {

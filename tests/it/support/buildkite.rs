@@ -4,6 +4,7 @@ use std::{
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -135,6 +136,9 @@ impl Buildkite {
         let method: reqwest::Method = method.parse().unwrap();
         let mut request = self.http.request(method, format!("{}/{path}", self.root));
         request = request.header("authorization", format!("Token {token}"));
+        if path.ends_with("/acquire") {
+            request = request.header("x-buildkite-lock-acquire-job", "1");
+        }
         if let Some(body) = body {
             request = request.json(&body);
         }
@@ -147,11 +151,11 @@ impl Buildkite {
     pub async fn agent(&self, registration: &str) -> Result<Agent<'_>, u16> {
         let (job, token) = registration.split_once(' ').expect("a job and a token");
         assert!(token.starts_with("bkjat_") && !token.contains(' '), "not a token for one job");
-        let told = json!({"name": "agent", "meta_data": ["queue=macs"]});
+        let told = json!({"name": "agent", "meta_data": ["queue=macs"], "ignore_in_dispatches": true});
         match self.ask("POST", "register", token, Some(told)).await {
             (200, made) => {
                 let access = made["access_token"].as_str().unwrap().to_owned();
-                Ok(Agent { buildkite: self, job: job.to_owned(), access })
+                Ok(Agent { buildkite: self, job: job.to_owned(), access, job_token: OnceLock::new() })
             }
             (status, _) => Err(status),
         }
@@ -169,14 +173,23 @@ impl Drop for Buildkite {
 pub struct Agent<'b> {
     buildkite: &'b Buildkite,
     pub job: String,
+    /// Until it has the job.
     access: String,
+    /// With which it asks for its job from then on.
+    job_token: OnceLock<String>,
 }
 
 impl Agent<'_> {
     /// `acquire`, `start` or `finish`: the status of the answer.
     pub async fn act(&self, act: &str) -> u16 {
         let path = format!("jobs/{}/{act}", self.job);
-        self.buildkite.ask("PUT", &path, &self.access, Some(json!({"exit_status": 0}))).await.0
+        let token = self.job_token.get().unwrap_or(&self.access);
+        let told = json!({"started_at": "2026-01-01T00:00:00Z", "exit_status": "0"});
+        let (status, answer) = self.buildkite.ask("PUT", &path, token, Some(told)).await;
+        if let Some(token) = answer["token"].as_str() {
+            self.job_token.get_or_init(|| token.to_owned());
+        }
+        status
     }
 
     /// Takes the job and begins it.
