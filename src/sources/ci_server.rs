@@ -206,6 +206,18 @@ impl CiServer {
         }
     }
 
+    /// Shows on the pages of jobs what they wait for. Servers without such a way are told nothing.
+    pub async fn tell_waits(&self, waits: &[(&Job, &str)]) -> Result<(), SourceError> {
+        match &self.client {
+            CiClient::GitHub(_) | CiClient::Gitea(_) => Ok(()),
+            CiClient::Buildkite(client) => {
+                let notes: Vec<(String, &str)> =
+                    waits.iter().map(|(job, text)| (job.record.id.to_string(), *text)).collect();
+                client.notify(&notes).await
+            }
+        }
+    }
+
     /// Ends a job for which there can be no vm, with these words for its page. `false`: such a server has no way to do it.
     pub async fn fail_job(&self, job: &Job, detail: &str) -> Result<bool, SourceError> {
         match &self.client {

@@ -19,6 +19,7 @@ mod poll;
 mod settings;
 mod source;
 mod updates;
+mod waiting;
 mod webhooks;
 
 pub use self::{loops::JobLoops, settings::Settings};

@@ -13,10 +13,11 @@ use jiff::{SignedDuration, Timestamp};
 use super::{
     settings::Settings,
     source::{JobSource, ReceivedUpdate},
+    waiting::WaitNotes,
 };
 use crate::{
     domain::{
-        Pool, Result, Scope, VmId,
+        Pool, Result, Scope, Vm, VmId,
         job::{Job, JobUpdate, UpdateSource},
     },
     parts::Parts,
@@ -50,6 +51,7 @@ pub(super) struct Poll {
     /// Deliveries that were already requested again, so that each is requested once.
     asked_again: HashSet<String>,
     looked_at_deliveries: Option<Timestamp>,
+    notes: WaitNotes,
     first: bool,
 }
 
@@ -66,6 +68,7 @@ impl Poll {
             slowness: 1,
             asked_again: HashSet::new(),
             looked_at_deliveries: None,
+            notes: WaitNotes::default(),
             first: true,
         }
     }
@@ -158,18 +161,26 @@ impl Poll {
         Ok(found)
     }
 
-    /// Prolongs the reservations of jobs that wait for their vms. The inner error is the server's.
-    async fn keep_claims(&self, open: &[Job]) -> Result<Result<(), SourceError>> {
+    /// Prolongs the reservations of jobs that wait for their vms, and tells the server what they wait for. The inner error is
+    /// the server's.
+    async fn keep_claims(&mut self, open: &[Job]) -> Result<Result<(), SourceError>> {
         if !self.server.kind().binds_jobs() {
             return Ok(Ok(()));
         }
         let vms = self.reader.live_vms().await?;
-        let lives =
-            |id: &VmId| vms.iter().any(|vm| vm.id() == *id && vm.outcome.is_none() && vm.announced_by.is_none());
-        let kept: Vec<&Job> = open.iter().filter(|job| job.waits() && job.made.as_ref().is_some_and(lives)).collect();
+        let live =
+            |id: &VmId| vms.iter().find(|vm| vm.id() == *id && vm.outcome.is_none() && vm.announced_by.is_none());
+        let waiting: Vec<(&Job, &Vm)> = open
+            .iter()
+            .filter(|job| job.waits())
+            .filter_map(|job| Some((job, job.made.as_ref().and_then(live)?)))
+            .collect();
+        let kept: Vec<&Job> = waiting.iter().map(|(job, _)| *job).collect();
         let kept = self.server.keep_claims(&kept).await;
         if let Err(error) = &kept {
             tracing::warn!(job.source = %self.server.name(), error = %error, "cannot prolong the reservations of jobs");
+        } else {
+            self.notes.tell(&self.server, &waiting).await;
         }
         Ok(kept)
     }

@@ -70,6 +70,19 @@ pub(super) struct JobStates {
     pub states: BTreeMap<String, String>,
 }
 
+#[derive(Debug, Deserialize)]
+pub(super) struct Notified {
+    /// Those that were not accepted.
+    #[serde(default)]
+    pub errors: Vec<NotificationError>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct NotificationError {
+    pub error: String,
+    pub indexes: Vec<usize>,
+}
+
 /// Has secrets: no `Debug`.
 #[derive(Deserialize)]
 pub(super) struct AcquisitionTokens {

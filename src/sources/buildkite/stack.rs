@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{
     client::{BuildkiteClient, StackCall},
-    model::{AcquisitionTokens, JobPhase, JobStates, Reservations, ScheduledJobs},
+    model::{AcquisitionTokens, JobPhase, JobStates, Notified, Reservations, ScheduledJobs},
     updates::BuildkiteJob,
 };
 use crate::{
@@ -31,6 +31,8 @@ const RESERVATION: u32 = 900;
 const TOKEN_LIFETIME: u32 = 1800;
 /// Limit of what can be said about a job that is finished from here, in bytes.
 const LONGEST_DETAIL: usize = 4096;
+/// Limit of a notification, in bytes.
+const LONGEST_NOTIFICATION: usize = 255;
 
 impl BuildkiteClient {
     fn call(&self, method: Method, path: &[&str], what: String) -> StackCall {
@@ -196,19 +198,41 @@ impl BuildkiteClient {
         }
     }
 
+    /// Adds these texts to the pages of their jobs. One that is lost or told twice does no harm.
+    pub async fn notify(&self, notes: &[(String, &str)]) -> Result<(), SourceError> {
+        for notes in notes.chunks(PAGE) {
+            let told_at = self.options.clock.now().to_string();
+            let shown = notes.iter().map(|(job, text)| {
+                json!({ "job_uuid": job, "detail": cropped(text, LONGEST_NOTIFICATION), "timestamp": told_at })
+            });
+            let mut call =
+                self.call(Method::POST, &["notifications"], format!("notifications of {} jobs", notes.len()));
+            call.body = Some(json!({ "notifications": shown.collect::<Vec<_>>() }));
+            call.repeatable = false;
+            let answer: Notified = self.get(&call, StatusCode::OK).await?;
+            for error in answer.errors {
+                let jobs = error.indexes.iter().filter_map(|at| notes.get(*at)).map(|(job, _)| job.as_str());
+                let jobs = jobs.collect::<Vec<_>>().join(", ");
+                // The job may have begun, or been cancelled, meanwhile.
+                tracing::debug!(jobs, error = error.error, "Buildkite does not show what these jobs wait for");
+            }
+        }
+        Ok(())
+    }
+
     /// Fails a job for which there can be no vm; `detail` is for the job's page. Buildkite accepts this once for each job, so
     /// it is not repeated by itself: if the answer is lost, the job's state shows whether it was done.
     pub async fn finish(&self, job: &str, detail: &str) -> Result<(), SourceError> {
         let mut call = self.call(Method::POST, &["jobs", job, "finish"], format!("the end of the job {job}"));
-        call.body = Some(json!({ "exit_status": -1, "detail": cropped(detail) }));
+        call.body = Some(json!({ "exit_status": -1, "detail": cropped(detail, LONGEST_DETAIL) }));
         call.repeatable = false;
         let answer = self.send(&call).await?;
         if answer.status.is_success() { Ok(()) } else { Err(self.refused(&call, &answer)) }
     }
 }
 
-fn cropped(text: &str) -> &str {
-    let mut end = text.len().min(LONGEST_DETAIL);
+fn cropped(text: &str, longest: usize) -> &str {
+    let mut end = text.len().min(longest);
     while !text.is_char_boundary(end) {
         end -= 1;
     }
@@ -222,8 +246,8 @@ mod tests {
     #[test]
     fn a_long_detail_is_cropped_between_characters() {
         let long = format!("a{}", "é".repeat(LONGEST_DETAIL));
-        let kept = cropped(&long);
+        let kept = cropped(&long, LONGEST_DETAIL);
         assert!(kept.len() == LONGEST_DETAIL - 1 && kept.ends_with('é'));
-        assert_eq!(cropped("short"), "short");
+        assert_eq!(cropped("short", LONGEST_DETAIL), "short");
     }
 }

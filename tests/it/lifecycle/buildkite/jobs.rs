@@ -98,6 +98,38 @@ async fn a_job_of_another_stack_gets_no_vm() {
     rig.assert_clean().await;
 }
 
+/// Each change is told once, and what cannot be told changes nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_of_a_job_says_what_it_waits_for() {
+    let rig = Rig::new(1).await;
+    rig.fate(&[Fate::Begins]);
+    let first = rig.buildkite.job(&[]).await;
+    let busy = rig.made(&first).await;
+    rig.host.until(busy, |vm| !vm.jobs.is_empty()).await;
+    rig.buildkite.fault("notifications", json!({"answer": {"status": 503, "body": {"message": "later"}}})).await;
+    let second = rig.buildkite.job(&[]).await;
+    let queued = rig.made(&second).await;
+    let notes = async || rig.buildkite.job_state(&second).await["notifications"].as_array().unwrap().clone();
+    rig.buildkite.until("a note", async || !notes().await.is_empty()).await;
+    let name = rig.host.until(queued, |_| true).await.spec.name;
+    assert_eq!(notes().await, [json!(format!("The virtual machine {name} waits for a free slot of its host"))]);
+    rig.buildkite.requests().await;
+    for _ in 0..3 {
+        rig.buildkite
+            .until("another poll", async || {
+                let asked = rig.buildkite.requests().await;
+                assert!(!asked.iter().any(|r| r["path"].as_str().unwrap().ends_with("notifications")), "{asked:?}");
+                asked.iter().any(|r| r["path"].as_str().unwrap().ends_with("batch-reserve"))
+            })
+            .await;
+    }
+    rig.host.delete(busy, true).await;
+    rig.until_job(&second, "finished").await;
+    rig.buildkite.tell("knobs", json!({"lost_seconds": 0})).await;
+    rig.until_over(&first).await;
+    rig.assert_clean().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_for_which_there_can_be_no_vm_is_finished_with_words() {
     let rig = Rig::new(1).await;
