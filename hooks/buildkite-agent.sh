@@ -124,9 +124,17 @@ case $secret in
 *) refuse "the registration is not a job and a token" ;;
 esac
 
-# A setting of the template that would keep the agent for more than this job.
-unset BUILDKITE_AGENT_SPAWN BUILDKITE_AGENT_SPAWN_PER_CPU BUILDKITE_AGENT_SPAWN_WITH_PRIORITY
-unset BUILDKITE_AGENT_ACCESS_TOKEN BUILDKITE_AGENT_REFLECT_EXIT_STATUS BUILDKITE_AGENT_QUEUE
+# Settings of the template with which the agent would refuse to start, or end with the exit code of the job. They may be in
+# its configuration file, too, so they are overridden: with an empty text only where the agent expects no number.
+BUILDKITE_AGENT_SPAWN=1
+BUILDKITE_AGENT_SPAWN_PER_CPU=0
+BUILDKITE_AGENT_SPAWN_WITH_PRIORITY=false
+BUILDKITE_AGENT_REFLECT_EXIT_STATUS=false
+# The queue is one of the tags.
+BUILDKITE_AGENT_QUEUE=
+export BUILDKITE_AGENT_SPAWN BUILDKITE_AGENT_SPAWN_PER_CPU BUILDKITE_AGENT_SPAWN_WITH_PRIORITY
+export BUILDKITE_AGENT_REFLECT_EXIT_STATUS BUILDKITE_AGENT_QUEUE
+unset BUILDKITE_AGENT_ACCESS_TOKEN
 BUILDKITE_AGENT_ACQUIRE_JOB=$job
 BUILDKITE_AGENT_TOKEN=$token
 BUILDKITE_AGENT_ENDPOINT=$MAYFLY_BUILDKITE_ENDPOINT

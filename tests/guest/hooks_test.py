@@ -1204,7 +1204,7 @@ if sys.argv[1:] == ["--version"]:
     print("buildkite-agent version @VERSION@, build 9871")
     sys.exit()
 assert sys.argv[1:] == ["start"], sys.argv
-for key in ("ACQUIRE_JOB", "ENDPOINT", "NAME", "TAGS", "SPAWN"):
+for key in ("ACQUIRE_JOB", "ENDPOINT", "NAME", "TAGS", "SPAWN", "SPAWN_PER_CPU", "REFLECT_EXIT_STATUS", "QUEUE"):
     print(key, os.environ.get("BUILDKITE_AGENT_" + key), flush=True)
 print("token ends with", os.environ["BUILDKITE_AGENT_TOKEN"][-4:], os.environ.get("GREETING"), flush=True)
 assert pathlib.Path(os.environ["BUILDKITE_BUILD_PATH"]).is_dir()
@@ -1241,7 +1241,9 @@ def buildkite_agent():
     def one(shell):
         with Workspace() as w:
             agent = buildkite_agent_in(w.dir / "it's an agent")
-            env = {"GREETING": "hi", "BUILDKITE_AGENT_SPAWN": "4", "BUILDKITE_ADDITIONAL_HOOKS_PATHS": "/nonexistent"}
+            # Settings of the template that do not fit one job: also in a configuration file, so they are overridden.
+            env = {"GREETING": "hi", "BUILDKITE_AGENT_SPAWN": "4", "BUILDKITE_AGENT_QUEUE": "other",
+                   "BUILDKITE_ADDITIONAL_HOOKS_PATHS": "/nonexistent"}
             kit = lives(shell, buildkite_files(w.api.url, agent, env=env), w)
             w.api.wait("runner_started", 40)
             (agent / "job").touch()
@@ -1255,7 +1257,8 @@ def buildkite_agent():
             check(w.api.names() == BUILDKITE_ORDER, w.api.names())
             log = w.api.log().decode().split("\n")
             for line in ("ACQUIRE_JOB " + BUILDKITE_JOB, "ENDPOINT https://agent.buildkite.com/v3", "NAME vm-1",
-                         "TAGS queue=macs,os=it's a mac", "SPAWN None", "token ends with %s hi" % BUILDKITE_TOKEN[-4:],
+                         "TAGS queue=macs,os=it's a mac", "SPAWN 1", "SPAWN_PER_CPU 0", "REFLECT_EXIT_STATUS false",
+                         "QUEUE ", "token ends with %s hi" % BUILDKITE_TOKEN[-4:],
                          "hooks of 2 paths"):
                 check(line in log, "no %r in %s" % (line, log))
             check(not w.api.leaks, "token in argv: %s" % w.api.leaks)
