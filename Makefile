@@ -19,7 +19,7 @@ export MAYFLY_TEST_IMAGE ?= $(CACHE)/images/micro
 COMMIT = $(shell git describe --always --abbrev=12 --exclude '*' --dirty=+ 2>/dev/null)
 BUILD_RELEASE = MAYFLY_COMMIT=$(or $(MAYFLY_COMMIT),$(COMMIT),unknown) cargo build --release --locked --bin mayfly
 
-.PHONY: help run test deps test-deps build install deb dist image docs-blocks lint check-macos unit guest-tests fuzz sqlx openapi docs deny bench bench-pull bench-load bench-build paths e2e-github e2e-gitea e2e-garm e2e-gitlab e2e-myshoes network conformance-cloud-hypervisor campaign soak clean
+.PHONY: help run test deps test-deps build install deb dist image docs-blocks lint check-macos unit guest-tests fuzz sqlx openapi docs deny bench bench-pull bench-load bench-build paths e2e-github e2e-gitea e2e-buildkite e2e-garm e2e-gitlab e2e-myshoes network conformance-cloud-hypervisor campaign soak clean
 
 help: ## This list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | column -t -s '	'
@@ -113,6 +113,10 @@ e2e-github: deps image ## Jobs of GitHub's over real VMs while all goes wrong: n
 e2e-gitea: deps image ## Jobs of a real Gitea server and runner over real VMs while all goes wrong (GITEA_SERVER=… GITEA_RUNNER=… E2E_JOBS=100, E2E_PATTERNS=…; an hour)
 	@cargo build --release --locked --quiet --bin mayfly
 	@python3 -B benches/gitea.py
+
+e2e-buildkite: deps image ## Jobs of Buildkite with its real agent in real guests, while guests and service are killed (BUILDKITE_AGENT=… BUILDKITE_ARGS="--jobs 6"; 5 minutes)
+	@cargo build --locked --quiet --bin mayfly --example buildkite-double
+	@python3 -B tests/peers/buildkite.py $(BUILDKITE_ARGS)
 
 e2e-garm: deps image ## A real GARM with Mayfly as its provider, while provider, GARM and service are killed (GARM=… GARM_ARGS="--rounds 100"; half an hour)
 	@cargo build --locked --quiet --bin mayfly --example tart-double

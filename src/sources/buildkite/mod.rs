@@ -10,7 +10,8 @@
 //! queue, model      plain types
 //! ```
 //!
-//! Written from the vendor's documents and its Go client (1.0); not tried with Buildkite itself.
+//! Written from the vendor's documents and its Go client (1.0). The vendor's agent runs jobs with it; not tried with Buildkite
+//! itself.
 
 mod client;
 mod model;
