@@ -125,8 +125,9 @@ async fn causes(rig: &VmmRig) {
             .arg(socket)
             .arg(format!("http://localhost/api/v1/{request}"))
             .status();
-        assert!(ran.await.unwrap().success());
-        assert_eq!(rig.ended(&spec.name).await, cause, "{request}");
+        // The supervisor may end the hypervisor before it has answered: then the request fails, and the cause shows that it was done.
+        let ran = ran.await.unwrap();
+        assert_eq!(rig.ended(&spec.name).await, cause, "{request}: {ran}");
         rig.driver.start(&spec).await.unwrap();
         assert_eq!(rig.driver.inspect(&spec.name).await.unwrap(), Observation::Stopped, "it is not started again");
         rig.driver.destroy(&spec.name).await.unwrap();
