@@ -88,6 +88,7 @@ fi
 # cloud-init asks ten times for a file that is missing.
 echo "instance-id: build-$$-$(date +%s)" >"$work/seed/meta-data"
 : >"$work/seed/vendor-data"
+: >"$work/seed/network-config"
 [ -e "$work/seed/user-data" ] || : >"$work/seed/user-data"
 
 mkdir "$out.new"

@@ -28,6 +28,7 @@ source "qemu" "linux" {
   format           = "qcow2"
   disk_interface   = "virtio"
   disk_cache       = "unsafe"
+  disk_discard     = "unmap" # or the blocks of what seal.sh removes stay in the image
   net_device       = "virtio-net"
   accelerator      = var.accelerator
   machine_type     = local.machine
@@ -38,7 +39,9 @@ source "qemu" "linux" {
   output_directory = var.output
   vm_name          = "disk.qcow2"
   http_directory   = var.seed
-  boot_wait        = "1s"
+  # No keys are sent over VNC. The build would fail on a busy machine where QEMU listens for it later than boot_wait.
+  disable_vnc = true
+  boot_wait   = "1s"
 
   ssh_username         = "root"
   ssh_private_key_file = var.ssh_private_key_file

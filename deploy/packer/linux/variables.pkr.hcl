@@ -56,7 +56,7 @@ variable "ssh_timeout" {
 
 variable "seed" {
   type        = string
-  description = "Directory with user-data, meta-data and vendor-data for cloud-init, served to the guest during the build."
+  description = "Directory with user-data, meta-data, vendor-data and network-config for cloud-init, served to the guest during the build."
 }
 
 variable "output" {

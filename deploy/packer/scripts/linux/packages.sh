@@ -12,6 +12,11 @@ if ! command -v apt-get >/dev/null; then
     say "this system has no apt-get: install these with its own package manager: $needed"
     exit 1
 fi
+# A vm of a cloud image accepts SSH before its first boot is complete. Until then cloud-init may hold the package manager's lock, and
+# would write again what seal.sh removes.
+if command -v cloud-init >/dev/null; then
+    timeout 300 cloud-init status --wait >/dev/null 2>&1 || :
+fi
 export DEBIAN_FRONTEND=noninteractive LC_ALL=C
 # Completes what a killed dpkg left.
 dpkg --configure -a
