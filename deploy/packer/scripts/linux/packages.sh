@@ -13,8 +13,8 @@ if ! command -v apt-get >/dev/null; then
     exit 1
 fi
 # A vm of a cloud image accepts SSH before its first boot is complete. Until then cloud-init may hold the package manager's lock, and
-# would write again what seal.sh removes.
-if command -v cloud-init >/dev/null; then
+# would write again what seal.sh removes. After seal.sh it has no instance, and would be waited for in vain.
+if command -v cloud-init >/dev/null && [ -e /var/lib/cloud/instance ]; then
     timeout 300 cloud-init status --wait >/dev/null 2>&1 || :
 fi
 export DEBIAN_FRONTEND=noninteractive LC_ALL=C
