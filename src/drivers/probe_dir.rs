@@ -11,7 +11,8 @@ use uuid::Uuid;
 
 use crate::platform::files;
 
-const PREFIX: &str = "probe-";
+/// Says whose it is: the parent may be the directory of temporary files, which programs of others use, too.
+const PREFIX: &str = ".mayfly-probe-";
 
 pub struct ProbeDir {
     dir: PathBuf,
@@ -20,7 +21,8 @@ pub struct ProbeDir {
 }
 
 impl ProbeDir {
-    /// In the directory `parent`, from which the directories of killed processes are removed.
+    /// In the directory `parent`, from which the directories of killed processes are removed: those with our prefix that this
+    /// user can remove.
     pub fn make(parent: &Path) -> io::Result<Self> {
         files::ensure_private_dir(parent)?;
         clear(parent)?;
@@ -58,7 +60,7 @@ fn clear(parent: &Path) -> io::Result<()> {
     for entry in fs::read_dir(parent)? {
         let entry = entry?;
         let is_probe = |name: &str| name.strip_prefix(PREFIX).is_some_and(|id| Uuid::try_parse(id).is_ok());
-        if !entry.file_name().to_str().is_some_and(is_probe) {
+        if !entry.file_name().to_str().is_some_and(is_probe) || !entry.file_type()?.is_dir() {
             continue;
         }
         let removed = File::open(entry.path()).and_then(|dir| match dir.try_lock() {
@@ -89,9 +91,13 @@ mod tests {
             names.sort();
             names
         };
-        for other in ["mayfly-1", "probe-of-others"] {
+        let others = [format!("{PREFIX}of-others"), "mayfly-1".to_owned(), format!("probe-{}", Uuid::new_v4())];
+        for other in &others {
             fs::create_dir(parent.path().join(other)).unwrap();
         }
+        // Not a directory.
+        let file = format!("{PREFIX}{}", Uuid::new_v4());
+        fs::write(parent.path().join(&file), "").unwrap();
         let left = parent.path().join(format!("{PREFIX}{}", Uuid::new_v4()));
         fs::create_dir(&left).unwrap();
         fs::write(left.join("guest.img"), "").unwrap();
@@ -102,7 +108,9 @@ mod tests {
         let second = ProbeDir::make(parent.path()).unwrap();
         assert!(first.path().join("guest.img").exists() && second.path().exists());
         drop((first, second));
-        assert_eq!(names(), ["mayfly-1", "probe-of-others"]);
+        let mut kept = [others.as_slice(), &[file]].concat();
+        kept.sort();
+        assert_eq!(names(), kept);
     }
 
     #[test]
