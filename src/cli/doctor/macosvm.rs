@@ -27,6 +27,8 @@ pub struct MacosvmFacts {
     version: Probed<Ran>,
     signature: Probed<Ran>,
     processes: Probed<Ran>,
+    /// The directory of Mayfly's own guests, as the driver names it to macosvm.
+    own: PathBuf,
 }
 
 /// `None`: the driver is disabled, so nothing is asked.
@@ -49,11 +51,13 @@ pub async fn look(probe: &dyn HostProbe, setup: &DoctorSetup) -> Option<MacosvmF
         None => (Err(Unseen::Absent), Err(Unseen::Absent)),
     };
     let processes = probe.run(Path::new("/bin/ps"), &["-axww", "-o", "pid=,command="], &[]).await;
-    Some(MacosvmFacts { name, path, version, signature, processes })
+    let own = setup.at("macosvm");
+    let own = probe.resolve(&own).await.unwrap_or(own);
+    Some(MacosvmFacts { name, path, version, signature, processes, own })
 }
 
 pub fn judge(facts: &MacosvmFacts, setup: &DoctorSetup) -> Vec<Finding> {
-    vec![program(facts), signature(facts, setup), foreign(facts, setup)]
+    vec![program(facts), signature(facts, setup), foreign(facts)]
 }
 
 fn program(facts: &MacosvmFacts) -> Finding {
@@ -97,13 +101,13 @@ fn signature(facts: &MacosvmFacts, setup: &DoctorSetup) -> Finding {
     }
 }
 
-fn foreign(facts: &MacosvmFacts, setup: &DoctorSetup) -> Finding {
+fn foreign(facts: &MacosvmFacts) -> Finding {
     let text = match &facts.processes {
         Ok(ran) if ran.succeeded() => &ran.stdout,
         Ok(ran) => return FOREIGN.could_not_look(format!("ps: {}", refusal(ran))),
         Err(why) => return FOREIGN.could_not_look(format!("ps: {why}")),
     };
-    let own = setup.at("macosvm").display().to_string();
+    let own = facts.own.display();
     let program = facts.name.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let mut any = false;
     let mut pids = Vec::new();

@@ -227,20 +227,31 @@ fn left_over(facts: &TartFacts) -> Finding {
     if all.is_empty() {
         return LEFT_OVER.could_not_look(strange("processes with their pids from ps", text));
     }
-    let processes: Vec<&str> = all
-        .into_iter()
-        .filter(|(_, command)| command.trim().split(' ').next().is_some_and(|program| program.ends_with(GUEST_PROCESS)))
-        .map(|(pid, _)| pid)
-        .collect();
+    let program = |command: &str| command.trim().split(' ').next().unwrap_or_default().to_owned();
+    // The driver macosvm has its own check of these.
+    let of_macosvm = all
+        .iter()
+        .filter(|(_, command)| program(command).rsplit('/').next() == Some("macosvm") && !command.contains("--version"))
+        .count();
+    let processes: Vec<&str> =
+        all.into_iter().filter(|(_, command)| program(command).ends_with(GUEST_PROCESS)).map(|(pid, _)| pid).collect();
     if !is_known(facts) && !processes.is_empty() {
         return LEFT_OVER.not_needed("Tart did not list the running guests");
     }
-    let known = running(&facts.list).len();
+    let listed = running(&facts.list).len();
+    let known = listed + of_macosvm;
     if processes.len() <= known {
         return LEFT_OVER.ok(format!("{} for {known} running guests", processes.len()));
     }
     LEFT_OVER.warn(
-        format!("{} (pid {}), but Tart lists {known}", processes.len(), processes.join(", ")),
+        match of_macosvm {
+            0 => format!("{} (pid {}), but Tart lists {listed}", processes.len(), processes.join(", ")),
+            _ => format!(
+                "{} (pid {}), but Tart lists {listed} and macosvm runs {of_macosvm}",
+                processes.len(),
+                processes.join(", ")
+            ),
+        },
         "each may hold one of the two slots for macOS guests. They belong to another program or user, or are left over: \
          end those that are not needed, or restart the Mac, which always frees the slots:\n    \
          ps -axo pid,user,etime,command | grep '[V]irtualMachine'",

@@ -95,7 +95,7 @@ pub enum SshError {
     #[error("{0}")]
     HostKeyChanged(String),
     /// The script ran and failed in the guest.
-    #[error("the kit's boot script ended with {}", .exit.map_or("a signal".to_owned(), |c| format!("exit code {c}")))]
+    #[error("the script that was run in the guest ended with {}", .exit.map_or("a signal".to_owned(), |c| format!("exit code {c}")))]
     Failed {
         exit: Option<u32>,
         /// The end of its output. Only for the log, because the guest controls it.
@@ -135,7 +135,7 @@ async fn deliver_to(target: &SshTarget, script: &str, deadline: Instant) -> Resu
     let at = connection.at.clone();
     let boot_log = timeout_at(deadline, connection.run(script))
         .await
-        .map_err(|_| SshError::Retry(format!("the kit's boot script at {at} did not end in time")))??;
+        .map_err(|_| SshError::Retry(format!("the script that was run at {at} did not end in time")))??;
     let host_key = connection.shown_host_key()?;
     connection.close().await;
     Ok(SshDelivery { host_key, boot_log })
@@ -385,7 +385,7 @@ impl SshConnection {
         match exit {
             Some(Some(0)) => Ok(output.into_bytes()),
             Some(exit) => Err(SshError::Failed { exit, tail: output.tail() }),
-            None => Err(self.lost(&"the boot script's end was not seen")),
+            None => Err(self.lost(&"the end of the script that was run was not seen")),
         }
     }
 
