@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::platform::files;
 
-/// Says whose it is: the parent may be the directory of temporary files, which programs of others use, too.
+/// Names Mayfly, because the parent may be the directory for temporary files, which other programs use, too.
 const PREFIX: &str = ".mayfly-probe-";
 
 pub struct ProbeDir {

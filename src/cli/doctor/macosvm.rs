@@ -7,7 +7,10 @@ use super::{
     probe::{HostProbe, Probed, Ran, Unseen, refusal},
     setup::DoctorSetup,
 };
-use crate::drivers::macosvm::{MacosvmNetworkKind, version};
+use crate::drivers::{
+    macosvm::{self, MacosvmNetworkKind, version},
+    process::CommandLine,
+};
 
 const PROGRAM: Check = Check::new("macosvm.program", "macosvm", "0.2-0 or later, for macOS guests");
 const SIGNATURE: Check = Check::new(
@@ -57,7 +60,7 @@ pub async fn look(probe: &dyn HostProbe, setup: &DoctorSetup) -> Option<MacosvmF
 }
 
 pub fn judge(facts: &MacosvmFacts, setup: &DoctorSetup) -> Vec<Finding> {
-    vec![program(facts), signature(facts, setup), foreign(facts)]
+    vec![program(facts), signature(facts, setup), foreign(facts, setup)]
 }
 
 fn program(facts: &MacosvmFacts) -> Finding {
@@ -101,29 +104,20 @@ fn signature(facts: &MacosvmFacts, setup: &DoctorSetup) -> Finding {
     }
 }
 
-fn foreign(facts: &MacosvmFacts) -> Finding {
+fn foreign(facts: &MacosvmFacts, setup: &DoctorSetup) -> Finding {
     let text = match &facts.processes {
         Ok(ran) if ran.succeeded() => &ran.stdout,
         Ok(ran) => return FOREIGN.could_not_look(format!("ps: {}", refusal(ran))),
         Err(why) => return FOREIGN.could_not_look(format!("ps: {why}")),
     };
-    let own = facts.own.display();
-    let program = facts.name.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let mut any = false;
-    let mut pids = Vec::new();
-    for (pid, command) in text.lines().filter_map(|line| line.trim().split_once(' ')) {
-        any |= pid.bytes().all(|b| b.is_ascii_digit());
-        let first = command.split_ascii_whitespace().next().unwrap_or_default();
-        let name = first.rsplit('/').next().unwrap_or_default();
-        let is_macosvm = name == "macosvm" || name == program;
-        if is_macosvm && !command.contains("--version") && !command.contains(&format!(" {own}/")) {
-            pids.push(pid);
-        }
-    }
+    let processes = processes(text);
     // There is at least this process.
-    if !any {
+    if processes.is_empty() {
         return FOREIGN.could_not_look(strange("processes with their pids from ps", text));
     }
+    let own = format!(" {}/", facts.own.display());
+    let pids: Vec<&str> =
+        guests(&processes, setup).filter(|(_, command)| !command.contains(&own)).map(|(pid, _)| *pid).collect();
     if pids.is_empty() {
         return FOREIGN.ok("none");
     }
@@ -132,4 +126,21 @@ fn foreign(facts: &MacosvmFacts) -> Finding {
         "each holds one of the two slots for macOS guests, unless its guest runs Linux. End those that are not needed, from \
          within the guest:\n    sudo shutdown -h now",
     )
+}
+
+/// The pids and command lines that `ps` has printed.
+pub fn processes(text: &str) -> Vec<(&str, &str)> {
+    let split = text.lines().filter_map(|line| line.trim().split_once(' '));
+    split.filter(|(pid, _)| pid.bytes().all(|b| b.is_ascii_digit())).collect()
+}
+
+/// Those that are guests of macosvm.
+pub fn guests<'a>(
+    processes: &'a [(&'a str, &'a str)],
+    setup: &DoctorSetup,
+) -> impl Iterator<Item = &'a (&'a str, &'a str)> {
+    let programs = macosvm::programs(setup.config.drivers.macosvm.binary.as_deref());
+    processes
+        .iter()
+        .filter(move |(_, command)| macosvm::is_guest(&CommandLine::Joined(command.trim().to_owned()), &programs))
 }

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     finding::{Check, Finding, strange},
-    modes,
+    macosvm, modes,
     probe::{self, HostProbe, Probed, Ran, Unseen, line, refusal},
     setup::DoctorSetup,
 };
@@ -114,7 +114,7 @@ pub fn judge(facts: &TartFacts, setup: &DoctorSetup) -> Vec<Finding> {
         licence(facts),
         answers(facts, setup),
         foreign(facts),
-        left_over(facts),
+        left_over(facts, setup),
         softnet(facts),
         modes::tart(setup),
     ]
@@ -212,29 +212,23 @@ fn foreign(facts: &TartFacts) -> Finding {
 }
 
 /// A slot that the kernel keeps although no guest is left is seen nowhere; a process that was left over is.
-fn left_over(facts: &TartFacts) -> Finding {
+fn left_over(facts: &TartFacts, setup: &DoctorSetup) -> Finding {
     let text = match &facts.processes {
         Ok(ran) if ran.succeeded() => &ran.stdout,
         Ok(ran) => return LEFT_OVER.could_not_look(format!("ps: {}", refusal(ran))),
         Err(why) => return LEFT_OVER.could_not_look(format!("ps: {why}")),
     };
-    let all: Vec<(&str, &str)> = text
-        .lines()
-        .filter_map(|line| line.trim().split_once(' '))
-        .filter(|(pid, _)| pid.bytes().all(|b| b.is_ascii_digit()))
-        .collect();
+    let all = macosvm::processes(text);
     // There is at least this process.
     if all.is_empty() {
         return LEFT_OVER.could_not_look(strange("processes with their pids from ps", text));
     }
-    let program = |command: &str| command.trim().split(' ').next().unwrap_or_default().to_owned();
-    // The driver macosvm has its own check of these.
-    let of_macosvm = all
+    let of_macosvm = macosvm::guests(&all, setup).count();
+    let processes: Vec<&str> = all
         .iter()
-        .filter(|(_, command)| program(command).rsplit('/').next() == Some("macosvm") && !command.contains("--version"))
-        .count();
-    let processes: Vec<&str> =
-        all.into_iter().filter(|(_, command)| program(command).ends_with(GUEST_PROCESS)).map(|(pid, _)| pid).collect();
+        .filter(|(_, command)| command.trim().split(' ').next().is_some_and(|program| program.ends_with(GUEST_PROCESS)))
+        .map(|(pid, _)| *pid)
+        .collect();
     if !is_known(facts) && !processes.is_empty() {
         return LEFT_OVER.not_needed("Tart did not list the running guests");
     }
@@ -243,15 +237,9 @@ fn left_over(facts: &TartFacts) -> Finding {
     if processes.len() <= known {
         return LEFT_OVER.ok(format!("{} for {known} running guests", processes.len()));
     }
+    let others = if of_macosvm == 0 { String::new() } else { format!(" and macosvm runs {of_macosvm}") };
     LEFT_OVER.warn(
-        match of_macosvm {
-            0 => format!("{} (pid {}), but Tart lists {listed}", processes.len(), processes.join(", ")),
-            _ => format!(
-                "{} (pid {}), but Tart lists {listed} and macosvm runs {of_macosvm}",
-                processes.len(),
-                processes.join(", ")
-            ),
-        },
+        format!("{} (pid {}), but Tart lists {listed}{others}", processes.len(), processes.join(", ")),
         "each may hold one of the two slots for macOS guests. They belong to another program or user, or are left over: \
          end those that are not needed, or restart the Mac, which always frees the slots:\n    \
          ps -axo pid,user,etime,command | grep '[V]irtualMachine'",

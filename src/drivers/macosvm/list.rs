@@ -26,13 +26,19 @@ pub fn foreign(
     programs: &[String],
     is_own: impl Fn(i32) -> bool,
 ) -> Vec<(i32, Listed)> {
-    let guests = processes.iter().filter(|(pid, line)| {
-        let words = words(line);
-        programs.iter().any(|program| program == line.program())
-            && !words.iter().any(|word| NO_GUEST.contains(word))
-            && !is_own(*pid)
-    });
+    let guests = processes.iter().filter(|(pid, line)| is_guest(line, programs) && !is_own(*pid));
     guests.map(|(pid, line)| (*pid, guest(*pid, line))).collect()
+}
+
+/// How macosvm may appear in a list of processes.
+pub fn programs(binary: Option<&Path>) -> Vec<String> {
+    let configured = binary.and_then(|binary| Some(binary.file_name()?.to_str()?.to_owned()));
+    ["macosvm".to_owned()].into_iter().chain(configured).collect()
+}
+
+/// Whether this is the process of a guest.
+pub fn is_guest(line: &CommandLine, programs: &[String]) -> bool {
+    programs.iter().any(|program| program == line.program()) && !words(line).iter().any(|word| NO_GUEST.contains(word))
 }
 
 /// The arguments. In a joined command line, an argument with blanks is several words.

@@ -53,6 +53,7 @@ mod section;
 mod settings;
 pub mod version;
 
+pub use list::{is_guest, programs};
 pub use section::{IdentityChoice, MacosvmNetworkKind, MacosvmSection};
 pub use settings::{MacosvmNetwork, Settings};
 
@@ -60,7 +61,6 @@ const VERSION: Duration = Duration::from_secs(10);
 
 pub struct Macosvm {
     settings: Settings,
-    /// How macosvm appears in a list of processes.
     programs: Vec<String>,
     scan: NatScan,
 }
@@ -76,8 +76,7 @@ impl Macosvm {
             .and_then(|()| settings.instances_dir.canonicalize())
             .map_err(|error| failure::io(error, Code::HostUnavailable, "the directory of instances cannot be made"))?;
         settings.check()?;
-        let mut programs = vec![Self::NAME.to_owned()];
-        programs.extend(settings.binary.as_ref().and_then(|b| Some(b.file_name()?.to_str()?.to_owned())));
+        let programs = list::programs(settings.binary.as_deref());
         Ok(Self { settings, programs, scan: NatScan::default() })
     }
 
