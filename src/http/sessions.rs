@@ -121,10 +121,10 @@ impl From<SessionExit> for SessionOutputMessage {
 /// Run a command or a shell in a vm's guest
 ///
 /// A WebSocket (RFC 6455). The service logs in to the guest with the SSH login of the vm's template, as its user; the caller
-/// gets no key. If the template has no login and its guests are provisioned through the agent in them, what runs is run by
-/// the agent, as the agent's user and without a terminal. The caller's first message is a `SessionInputMessage` of the type `start`; from then on its binary messages
-/// are standard input. The service sends output as binary messages, whose first byte is 1 for standard output and 2 for
-/// standard error, and at last a `SessionOutputMessage`.
+/// gets no key. If the template has no login and its guests are provisioned through the agent in them, the agent runs it, as
+/// the agent's user. The caller's first message is a `SessionInputMessage` of the type `start`; from then on its binary
+/// messages are standard input. The service sends output as binary messages, whose first byte is 1 for standard output and 2
+/// for standard error, and at last a `SessionOutputMessage`.
 ///
 /// The vm must be `configuring`, `running`, `draining` or `kept`. A token with the scope `create` opens sessions in the vms that
 /// were created with it, one with the scope `admin` in all of them. Each session is recorded as the event `session_opened`,
