@@ -13,6 +13,8 @@ mod control;
 mod description;
 mod kernel;
 mod leases;
+#[path = "../leash.rs"]
+mod leash;
 mod life;
 mod qemu;
 mod words;
@@ -23,8 +25,8 @@ use crate::{cli::Ended, control::Control};
 
 fn main() -> ExitCode {
     // The double starts itself under this name between itself and the hypervisor.
-    if std::env::args_os().next().is_some_and(|name| name == qemu::LEASH) {
-        return qemu::leash();
+    if std::env::args_os().next().is_some_and(|name| name == leash::NAME) {
+        return leash::main();
     }
     let started_as = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
     let home = started_as.parent().map(PathBuf::from).unwrap_or_default();

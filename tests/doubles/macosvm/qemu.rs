@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     os::unix::process::CommandExt,
     path::Path,
-    process::{ExitCode, Stdio},
+    process::Stdio,
     sync::{Arc, Mutex},
 };
 
@@ -13,10 +13,7 @@ use tokio::{
     process::{Child, ChildStdin, ChildStdout},
 };
 
-use crate::control::Qemu;
-
-/// The name under which the double starts itself between itself and QEMU.
-pub const LEASH: &str = "macosvm-leash";
+use crate::{control::Qemu, leash};
 
 pub struct Machine {
     child: Child,
@@ -44,7 +41,11 @@ impl Machine {
         let errors = crate::control::state(home).join(format!("qemu-{}.err", std::process::id()));
         let this = std::env::current_exe().map_err(failed)?;
         let mut command = std::process::Command::new(this);
-        command.arg0(LEASH).arg(std::process::id().to_string()).arg(&qemu.binary).args(arguments(qemu, home, parts));
+        command
+            .arg0(leash::NAME)
+            .arg(std::process::id().to_string())
+            .arg(&qemu.binary)
+            .args(arguments(qemu, home, parts));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(&errors).map_err(failed)?);
         let mut child = tokio::process::Command::from(command).kill_on_drop(true).spawn().map_err(failed)?;
         let (Some(mut monitor), Some(answers)) = (child.stdin.take(), child.stdout.take()) else {
@@ -134,34 +135,4 @@ fn arguments(qemu: &Qemu, home: &Path, parts: &Parts<'_>) -> Vec<String> {
         add(&["-append", cmdline]);
     }
     args
-}
-
-/// `macosvm-leash OWNER PROGRAM ARG…`: becomes the program, which gets SIGKILL when the owner is gone.
-pub fn leash() -> ExitCode {
-    let mut args = std::env::args_os().skip(1);
-    let owner: Option<i32> = args.next().and_then(|a| a.to_str()?.parse().ok());
-    let (Some(owner), Some(program)) = (owner, args.next()) else { return ExitCode::from(70) };
-    if let Err(e) = tie(owner) {
-        eprintln!("leash: {e}");
-        return ExitCode::from(70);
-    }
-    let error = std::process::Command::new(&program).args(args).exec();
-    eprintln!("{}: {error}", program.display());
-    ExitCode::from(70)
-}
-
-#[cfg(target_os = "linux")]
-fn tie(owner: i32) -> std::io::Result<()> {
-    use rustix::process::{Signal, getppid, set_parent_process_death_signal};
-    set_parent_process_death_signal(Some(Signal::KILL))?;
-    // It may have died before the line above.
-    if getppid().map(|p| p.as_raw_nonzero().get()) != Some(owner) {
-        return Err(std::io::Error::other("the owner is gone"));
-    }
-    Ok(())
-}
-
-#[cfg(not(target_os = "linux"))]
-fn tie(_: i32) -> std::io::Result<()> {
-    Err(std::io::Error::other("real guests are played on Linux only"))
 }

@@ -17,6 +17,8 @@ mod failure;
 mod home;
 mod json;
 mod leases;
+#[path = "../leash.rs"]
+mod leash;
 mod list;
 mod locks;
 mod oci;
@@ -32,8 +34,8 @@ use crate::{cli::Call, control::Control, failure::Failure, home::Home, rules::Th
 
 fn main() -> ExitCode {
     // The double starts itself under this name between `tart run` and the hypervisor.
-    if std::env::args_os().next().is_some_and(|name| name == run::leash::NAME) {
-        return run::leash::main();
+    if std::env::args_os().next().is_some_and(|name| name == leash::NAME) {
+        return leash::main();
     }
     let args: Vec<String> = std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
     match call(&args) {

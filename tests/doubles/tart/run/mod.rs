@@ -3,7 +3,6 @@
 mod agent;
 pub mod exec;
 mod guest;
-pub mod leash;
 mod options;
 mod proto;
 mod qemu;

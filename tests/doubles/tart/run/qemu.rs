@@ -13,7 +13,7 @@ use tokio::{
     process::{Child, ChildStdin, ChildStdout},
 };
 
-use super::{guest::End, leash};
+use super::guest::End;
 use crate::{config::Config, control::Qemu, failure::Failure, vm::Vm};
 
 /// In the VM's directory.
@@ -41,7 +41,7 @@ impl Machine {
         let program = program(qemu, config);
         let this = std::env::current_exe().map_err(io)?;
         let mut command = std::process::Command::new(this);
-        command.arg0(leash::NAME).arg(std::process::id().to_string()).arg(program);
+        command.arg0(crate::leash::NAME).arg(std::process::id().to_string()).arg(program);
         command.args(arguments(qemu, vm, config, ip));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(ERRORS).map_err(io)?);
         // A signal that a terminal sends to all of us is for the owner alone.

@@ -101,7 +101,7 @@ impl Seen {
         }
         // A namespace is kept by a process in it, by a descriptor and by a mount.
         for process in processes() {
-            if is_another_guests(&process, needle) {
+            if belongs_to_another_guest(&process, needle) {
                 continue;
             }
             let files = std::fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
@@ -118,8 +118,9 @@ impl Seen {
     }
 }
 
-/// Whether the process belongs to a guest of another test. The kernel numbers namespaces: as soon as one is gone, another gets its number.
-fn is_another_guests(process: &Path, needle: &str) -> bool {
+/// Whether the process belongs to a guest of another test. The kernel gives the number of a namespace that is gone to a new
+/// one, so such a process can be in a namespace of the same name.
+fn belongs_to_another_guest(process: &Path, needle: &str) -> bool {
     let line = std::fs::read(process.join("cmdline")).unwrap_or_default();
     let line = String::from_utf8_lossy(&line);
     line.contains("/mayfly-") && !line.contains(needle)

@@ -1,23 +1,25 @@
-//! Between `tart run` and the hypervisor: on a Mac the VM dies with its owner, however that dies.
+//! A process between a double of a Mac's hypervisor and QEMU: on a Mac the VM dies with the process that runs it, however that
+//! ends. The doubles share this because it is not a part of what they play.
 
 use std::{
     os::unix::process::CommandExt,
     process::{Command, ExitCode},
 };
 
-pub const NAME: &str = "tart-leash";
+/// The name under which a double starts itself for this.
+pub const NAME: &str = "double-leash";
 
-/// `tart-leash OWNER PROGRAM ARG…`: becomes the program, which gets SIGKILL when the owner is gone.
+/// `double-leash OWNER PROGRAM ARG…`: becomes the program, which gets SIGKILL when the owner is gone.
 pub fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
     let owner: Option<i32> = args.next().and_then(|a| a.to_str()?.parse().ok());
     let (Some(owner), Some(program)) = (owner, args.next()) else { return ExitCode::from(70) };
     if let Err(e) = tie(owner) {
-        crate::output::error(&format!("leash: {e}"));
+        eprintln!("leash: {e}");
         return ExitCode::from(70);
     }
     let error = Command::new(&program).args(args).exec();
-    crate::output::error(&format!("{}: {error}", program.display()));
+    eprintln!("{}: {error}", program.display());
     ExitCode::from(70)
 }
 
