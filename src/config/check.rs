@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs::File, net::IpAddr, path::Path};
 use super::{
     given::GivenSettings,
     pools,
-    sections::Config,
+    sections::{Config, GUEST_PORT},
     sources::{self, is_version},
 };
 use crate::{
@@ -202,8 +202,24 @@ fn nat_scan(key: &str, enabled: bool, bridged: bool, gateway: IpAddr, given: &mu
     }
 }
 
+/// The default gateway is the host's address in macOS's own network only.
+fn bridged_guests(section: &str, given: &mut GivenSettings) {
+    if !given.given("guest.advertise_url") && !given.given(&format!("{section}.gateway")) {
+        given.refuse(
+            &format!("{section}.network"),
+            format!(
+                "bridged guests reach this host at an address of the local network: set it as `guest.advertise_url`, such as \
+                 \"http://192.0.2.10:{GUEST_PORT}\""
+            ),
+        );
+    }
+}
+
 fn macosvm(m: &MacosvmSection, given: &mut GivenSettings) {
     let bridged = m.network == MacosvmNetworkKind::Bridged;
+    if m.enabled && bridged {
+        bridged_guests("drivers.macosvm", given);
+    }
     if bridged && m.bridged_interface.is_none() {
         given.refuse("drivers.macosvm.bridged_interface", "`network = \"bridged\"` needs an interface such as \"en0\"");
     }
@@ -214,6 +230,9 @@ fn macosvm(m: &MacosvmSection, given: &mut GivenSettings) {
 }
 
 fn tart(t: &TartSection, given: &mut GivenSettings) {
+    if t.enabled && t.network == NetworkKind::Bridged {
+        bridged_guests("drivers.tart", given);
+    }
     if t.network == NetworkKind::Bridged && t.bridged_interfaces.is_empty() {
         given.refuse("drivers.tart.bridged_interfaces", "`network = \"bridged\"` needs an interface such as [\"en0\"]");
     }

@@ -209,6 +209,9 @@ fn all_problems_are_reported_at_once() {
     assert_eq!(said.lines().count(), 4, "{said}");
 }
 
+const MACOSVM_BRIDGED: &str = "[drivers.macosvm]\nenabled = true\nnetwork = \"bridged\"\nbridged_interface = \"en0\"\n";
+const TART_BRIDGED: &str = "[drivers.tart]\nenabled = true\nnetwork = \"bridged\"\nbridged_interfaces = [\"en0\"]\n";
+
 #[test]
 fn what_cannot_be_meant_is_refused() {
     for (text, message) in [
@@ -223,12 +226,22 @@ fn what_cannot_be_meant_is_refused() {
         ("[server]\ntls_key = \"key.pem\"\ntls_cert = \"cert.pem\"", "cannot read /data/key.pem"),
         ("[guest]\nadvertise_url = \"192.168.64.1:8471\"", "expected a URL"),
         ("[log]\nlevel = \"mayfly=loud\"", "expected a level or filter"),
+        (
+            MACOSVM_BRIDGED,
+            "`drivers.macosvm.network`: bridged guests reach this host at an address of the local network",
+        ),
+        (TART_BRIDGED, "set it as `guest.advertise_url`"),
     ] {
         let said = refused(text, &[]);
         assert!(said.contains(message), "{text}: {said}");
     }
     load("[server]\nlisten = \"0.0.0.0:8470\"\nbehind_proxy = true", &[], &[]).unwrap();
     load("[slots]\nmacos = 0\nlinux = 0", &[], &[]).unwrap();
+    for bridged in [MACOSVM_BRIDGED, TART_BRIDGED] {
+        load(&format!("{bridged}gateway = \"10.1.0.5\""), &[], &[]).unwrap();
+        load(bridged, &[("MAYFLY_GUEST__ADVERTISE_URL", "http://10.1.0.5:8471")], &[]).unwrap();
+        load(&bridged.replace("true", "false"), &[], &[]).unwrap();
+    }
 }
 
 #[test]
