@@ -67,13 +67,19 @@ case ${macos%%.*} in
 *) [ "${macos%%.*}" -ge 13 ] || problem "macOS 13 or later is needed; this is $macos" ;;
 esac
 
-# The service's PATH: Homebrew's directories, and the directory in which tart is found now.
+# The service's PATH: Homebrew's directories, and those in which tart and macosvm are found now.
 path=/opt/homebrew/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin
-if tart=$(PATH=$path:$PATH command -v tart); then
+with_directory_of() { # program
     case :$path: in
-    *:"${tart%/*}":*) ;;
-    *) path=${tart%/*}:$path ;;
+    *:"${1%/*}":*) ;;
+    *) path=${1%/*}:$path ;;
     esac
+}
+if macosvm=$(PATH=$path:$PATH command -v macosvm); then
+    with_directory_of "$macosvm"
+fi
+if tart=$(PATH=$path:$PATH command -v tart); then
+    with_directory_of "$tart"
     version=$("$tart" --version 2>&1) || version="no version: $version"
     case $version in
     SNAPSHOT) ;;
@@ -87,8 +93,8 @@ if tart=$(PATH=$path:$PATH command -v tart); then
         ;;
     *) problem "expected a version from $tart --version, found: $version" ;;
     esac
-else
-    problem "there is no tart: brew install openai/tools/tart (before you do, see the licence notes in docs/macos.md)"
+elif [ -z "$macosvm" ]; then
+    problem "there is neither tart nor macosvm: brew install openai/tools/tart (before you do, see the licence notes in docs/macos.md)"
 fi
 
 launchctl print "$domain" >/dev/null 2>&1 ||

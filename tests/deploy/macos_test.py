@@ -364,7 +364,7 @@ class Cases:
             "no Apple chip": lambda: mac.says("sysctl", "exit 1"),
             "this is 12.7.6": lambda: mac.says("sw_vers", "echo 12.7.6"),
             "expected a version of macOS, found: Mac OS": lambda: mac.says("sw_vers", "echo Mac OS X 26"),
-            "there is no tart: brew install": lambda: (mac.bin / "tart").unlink(),
+            "there is neither tart nor macosvm: brew install": lambda: (mac.bin / "tart").unlink(),
             "tart 2.32 or later is needed": lambda: mac.says("tart", "echo 2.31.9"),
             "is 1.99.0: brew upgrade": lambda: mac.says("tart", "echo 1.99.0"),
             "--version, found: zsh: killed": lambda: mac.says("tart", "echo zsh: killed"),
@@ -400,6 +400,14 @@ class Cases:
             with self.subTest(version):
                 self.mac.says("tart", f"echo {version}")
                 self.ok(self.mac.install())
+
+    def test_macosvm_without_tart(self):
+        mac = self.mac
+        (mac.bin / "tart").unlink()
+        mac.says("macosvm", "exit 1")
+        self.ok(mac.install())
+        environment = plistlib.loads(mac.plist.read_bytes())["EnvironmentVariables"]
+        self.assertTrue(environment["PATH"].startswith(f"{mac.bin}:"), environment)
 
     def test_a_rehearsal_of_everything(self):
         mac = self.mac

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr},
+    path::Path,
 };
 
 use super::{
@@ -11,7 +12,7 @@ use super::{
     probe::{HostProbe, Probed, Unseen},
     setup::DoctorSetup,
 };
-use crate::drivers::{dhcp_leases, tart::NetworkKind};
+use crate::drivers::{dhcp_leases, macosvm::MacosvmNetworkKind, tart::NetworkKind};
 
 const LEASE_TIME: Check = Check::new("network.lease_time", "DHCP lease time", "at most an hour; 600 s is a good value");
 const LEASES: Check = Check::new("network.leases", "DHCP leases", "addresses left for new guests");
@@ -19,7 +20,7 @@ const LOCAL: Check =
     Check::new("network.local_network", "Local Network", "the service may connect to its guests (macOS 15 and later)");
 
 const GATEWAY: Check =
-    Check::new("network.gateway", "Guests' gateway", "drivers.tart.gateway is the Mac's address among its guests");
+    Check::new("network.gateway", "Guests' gateway", "the driver's gateway is the Mac's address among its guests");
 
 /// Unless it was moved.
 const DEFAULT_GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 64, 1);
@@ -52,25 +53,62 @@ pub struct NetworkFacts {
     moved: Probed<Option<String>>,
 }
 
+/// A driver whose guests are in macOS's own network (NAT).
+struct NatDriver<'a> {
+    /// Its section of the configuration.
+    section: &'static str,
+    gateway: IpAddr,
+    lease_file: &'a Path,
+    /// Sets a short lease time by itself.
+    softnet: bool,
+}
+
+fn nat_drivers(setup: &DoctorSetup) -> Vec<NatDriver<'_>> {
+    let (tart, macosvm) = (&setup.config.drivers.tart, &setup.config.drivers.macosvm);
+    let of_tart = NatDriver {
+        section: "drivers.tart",
+        gateway: tart.gateway,
+        lease_file: &tart.lease_file,
+        softnet: setup.tart.softnet,
+    };
+    let of_macosvm = NatDriver {
+        section: "drivers.macosvm",
+        gateway: macosvm.gateway,
+        lease_file: &macosvm.lease_file,
+        softnet: false,
+    };
+    let tart_nat = tart.enabled && tart.network != NetworkKind::Bridged;
+    let macosvm_nat = macosvm.enabled && macosvm.network == MacosvmNetworkKind::Nat;
+    tart_nat.then_some(of_tart).into_iter().chain(macosvm_nat.then_some(of_macosvm)).collect()
+}
+
+/// The file of leases. Drivers with different files are not expected: macOS has one.
+fn lease_file<'a>(drivers: &[NatDriver<'a>], setup: &'a DoctorSetup) -> &'a Path {
+    drivers.first().map_or(&setup.config.drivers.tart.lease_file, |driver| driver.lease_file)
+}
+
 /// `macos`: the major version, where it is known.
 pub fn judge(facts: &NetworkFacts, setup: &DoctorSetup, macos: Option<u32>) -> Vec<Finding> {
-    if !setup.config.drivers.tart.enabled {
+    if !setup.config.drivers.tart.enabled && !setup.config.drivers.macosvm.enabled {
         return Vec::new();
     }
-    if setup.config.drivers.tart.network == NetworkKind::Bridged {
+    let drivers = nat_drivers(setup);
+    let local = local_network(facts, setup, &drivers, macos);
+    if drivers.is_empty() {
         const ELSEWHERE: &str = "bridged guests get their addresses from the local network";
         return vec![
             LEASE_TIME.not_needed(ELSEWHERE),
             LEASES.not_needed(ELSEWHERE),
             GATEWAY.not_needed(ELSEWHERE),
-            local_network(facts, setup, macos),
+            local,
         ];
     }
-    vec![lease_time(facts, setup), leases(facts, setup), gateway(facts, setup), local_network(facts, setup, macos)]
+    let leases = leases(facts, lease_file(&drivers, setup));
+    vec![lease_time(facts, &drivers), leases, gateway(facts, &drivers), local]
 }
 
 pub async fn look(probe: &dyn HostProbe, setup: &DoctorSetup) -> NetworkFacts {
-    let leases = &setup.config.drivers.tart.lease_file;
+    let leases = lease_file(&nat_drivers(setup), setup);
     let (bootpd, leases, root, all, moved) = tokio::join!(
         default_setting(probe, SHARING, "bootpd"),
         probe.read(leases, LEASES_LIMIT),
@@ -82,8 +120,8 @@ pub async fn look(probe: &dyn HostProbe, setup: &DoctorSetup) -> NetworkFacts {
     NetworkFacts { now: probe.now().as_second(), uid: probe.uid(), bootpd, leases, allowed, moved }
 }
 
-fn lease_time(facts: &NetworkFacts, setup: &DoctorSetup) -> Finding {
-    if setup.tart.softnet {
+fn lease_time(facts: &NetworkFacts, drivers: &[NatDriver<'_>]) -> Finding {
+    if drivers.iter().all(|driver| driver.softnet) {
         return LEASE_TIME.ok("600 s, which Softnet sets by itself");
     }
     let text = match &facts.bootpd {
@@ -112,8 +150,8 @@ fn lease_time(facts: &NetworkFacts, setup: &DoctorSetup) -> Finding {
     }
 }
 
-fn leases(facts: &NetworkFacts, setup: &DoctorSetup) -> Finding {
-    let file = setup.config.drivers.tart.lease_file.display();
+fn leases(facts: &NetworkFacts, file: &Path) -> Finding {
+    let file = file.display();
     let bytes = match &facts.leases {
         Ok(bytes) => bytes,
         Err(Unseen::Absent) => return LEASES.ok("no lease has been issued yet"),
@@ -137,8 +175,7 @@ fn leases(facts: &NetworkFacts, setup: &DoctorSetup) -> Finding {
 }
 
 /// Guests are told to reach the guest API at this address.
-fn gateway(facts: &NetworkFacts, setup: &DoctorSetup) -> Finding {
-    let ours = setup.config.drivers.tart.gateway;
+fn gateway(facts: &NetworkFacts, drivers: &[NatDriver<'_>]) -> Finding {
     let moved = match &facts.moved {
         Ok(None) => DEFAULT_GATEWAY,
         Ok(Some(text)) => match text.trim().parse() {
@@ -147,20 +184,23 @@ fn gateway(facts: &NetworkFacts, setup: &DoctorSetup) -> Finding {
         },
         Err(why) => return GATEWAY.could_not_look(why),
     };
-    if ours == IpAddr::V4(moved) {
-        return GATEWAY.ok(ours.to_string());
+    let (mut found, mut remedy) = (Vec::new(), Vec::new());
+    for NatDriver { section, gateway, .. } in drivers.iter().filter(|driver| driver.gateway != IpAddr::V4(moved)) {
+        found.push(format!("{section}.gateway is {gateway}"));
+        remedy.push(format!("    {section}.gateway = \"{moved}\""));
+    }
+    if found.is_empty() {
+        return GATEWAY.ok(moved.to_string());
     }
     GATEWAY.fail(
-        format!("the Mac's address among its guests is {moved}, but drivers.tart.gateway is {ours}"),
-        format!(
-            "set it in mayfly.toml, otherwise no guest reaches the guest API:\n    drivers.tart.gateway = \"{moved}\""
-        ),
+        format!("the Mac's address among its guests is {moved}, but {}", found.join(", and ")),
+        format!("set it in mayfly.toml, otherwise no guest reaches the guest API:\n{}", remedy.join("\n")),
     )
 }
 
 /// The permission itself is shown to no program. What can be seen is whether it is needed, and whether an exception from it is
 /// set where this user may read it; one that root wrote for itself may not be read.
-fn local_network(facts: &NetworkFacts, setup: &DoctorSetup, macos: Option<u32>) -> Finding {
+fn local_network(facts: &NetworkFacts, setup: &DoctorSetup, drivers: &[NatDriver<'_>], macos: Option<u32>) -> Finding {
     match macos {
         Some(..15) => return LOCAL.not_needed("macOS has this permission from 15 on"),
         None => return LOCAL.could_not_look("the version of macOS is not known"),
@@ -175,9 +215,9 @@ fn local_network(facts: &NetworkFacts, setup: &DoctorSetup, macos: Option<u32>) 
         return LOCAL.ok("not needed by root");
     }
     // Bridged guests are in the local network, whose range is not known here.
-    let guests = match setup.config.drivers.tart.gateway {
-        IpAddr::V4(gateway) => gateway,
-        IpAddr::V6(_) => DEFAULT_GATEWAY,
+    let guests = match drivers.first().map(|driver| driver.gateway) {
+        Some(IpAddr::V4(gateway)) => gateway,
+        Some(IpAddr::V6(_)) | None => DEFAULT_GATEWAY,
     };
     let networks = facts.allowed.iter().flat_map(|text| {
         text.split(|c: char| !(c.is_ascii_digit() || c == '.' || c == '/')).filter(|word| word.contains('/'))
@@ -213,6 +253,48 @@ fn covers(network: &str, address: Ipv4Addr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A Mac whose address among its guests was moved.
+    fn moved_mac() -> NetworkFacts {
+        let nothing = || Err(Unseen::Absent);
+        NetworkFacts {
+            now: 0,
+            uid: 501,
+            bootpd: Ok(None),
+            leases: nothing(),
+            allowed: Vec::new(),
+            moved: Ok(Some("192.168.70.1".to_owned())),
+        }
+    }
+
+    fn setup(tart: bool, macosvm: bool) -> DoctorSetup {
+        let mut config = crate::config::Config::defaults("/nowhere".into());
+        config.drivers.tart.enabled = tart;
+        config.drivers.macosvm.enabled = macosvm;
+        let tart = super::super::setup::TartSetup { enabled: tart, binary: "tart".into(), home: None, softnet: true };
+        DoctorSetup { data_dir: "/nowhere".into(), config, tart, templates: Vec::new(), boot_guest: false }
+    }
+
+    #[test]
+    fn each_driver_with_guests_in_the_network_of_macos_is_judged() {
+        let found = |tart, macosvm| {
+            let findings = judge(&moved_mac(), &setup(tart, macosvm), Some(15));
+            let of = |check: Check| findings.iter().find(|f| f.id == check.id).map(|f| f.found.clone());
+            (of(GATEWAY), of(LEASE_TIME))
+        };
+        let gateway = |of: &str| Some(format!("the Mac's address among its guests is 192.168.70.1, but {of}"));
+        assert_eq!(found(false, false), (None, None));
+        let (moved, lease_time) = found(true, false);
+        assert_eq!(moved, gateway("drivers.tart.gateway is 192.168.64.1"));
+        assert_eq!(lease_time.as_deref(), Some("600 s, which Softnet sets by itself"));
+        // Guests of macosvm have the lease time of macOS, whatever Tart does for its own.
+        for tart in [false, true] {
+            assert_ne!(found(tart, true).1, lease_time);
+        }
+        assert_eq!(found(false, true).0, gateway("drivers.macosvm.gateway is 192.168.64.1"));
+        let both = "drivers.tart.gateway is 192.168.64.1, and drivers.macosvm.gateway is 192.168.64.1";
+        assert_eq!(found(true, true).0, gateway(both));
+    }
 
     #[test]
     fn networks_cover_addresses() {
