@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    domain::{Code, Error, Event, Fault, ResolvedSpec, State, Vm},
+    domain::{Code, Error, Event, Fault, State, Vm},
     drivers::{DriverError, ErrorKind},
     guest,
     sources::SourceError,
@@ -66,13 +66,6 @@ impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         Error::from(error).into()
     }
-}
-
-/// The resolved spec of a vm that holds a slot.
-pub(super) fn spec_of(vm: &Vm) -> Result<&ResolvedSpec, Failure> {
-    let unknown =
-        || Failure::new(FailureKind::Permanent, Code::Internal, "the vm got a slot before its template was here");
-    vm.spec.resolved().ok_or_else(unknown)
 }
 
 impl From<guest::agent::Error> for Failure {

@@ -7,7 +7,9 @@ use std::{
 };
 
 use super::{
-    NewTemplate, qcow2,
+    NewTemplate,
+    manifest::Part,
+    qcow2,
     source_state::{self, SourceObstacle},
     work::{StopFlag, Work},
 };
@@ -17,7 +19,6 @@ use crate::domain::{
     template::DiskFormat,
 };
 use crate::platform::files;
-use crate::registry::oci::Role;
 
 /// More than any host has. What a file claims beyond that is an error in the file.
 pub(super) const MOST_CPUS: u32 = 4096;
@@ -42,60 +43,6 @@ pub fn is_name(name: &str) -> bool {
         && !["prune", "import"].contains(&name)
         && name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
         && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-'))
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Part {
-    Disk,
-    Kernel,
-    Initramfs,
-    Firmware,
-    Config,
-    Nvram,
-    SshKey,
-    SshPassword,
-}
-
-impl From<Role> for Part {
-    fn from(role: Role) -> Part {
-        match role {
-            Role::Config => Part::Config,
-            Role::Nvram => Part::Nvram,
-            Role::Kernel => Part::Kernel,
-            Role::Initramfs => Part::Initramfs,
-            Role::Firmware => Part::Firmware,
-        }
-    }
-}
-
-impl Part {
-    /// The parts that an image may contain: secrets never leave their host.
-    pub const SHARED: [Part; 6] =
-        [Part::Disk, Part::Kernel, Part::Initramfs, Part::Firmware, Part::Config, Part::Nvram];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Part::Disk => "disk",
-            Part::Kernel => "kernel",
-            Part::Initramfs => "initramfs",
-            Part::Firmware => "firmware",
-            Part::Config => "config",
-            Part::Nvram => "nvram",
-            Part::SshKey => "ssh_key",
-            Part::SshPassword => "ssh_password",
-        }
-    }
-
-    pub fn mode(self) -> u32 {
-        match self {
-            Part::Disk | Part::Kernel | Part::Initramfs | Part::Firmware | Part::Config | Part::Nvram => 0o444,
-            Part::SshKey | Part::SshPassword => 0o600,
-        }
-    }
-
-    fn is_secret(self) -> bool {
-        self.mode() == 0o600
-    }
 }
 
 /// A file to be imported, kept open, so that the checked file is the file that is read.

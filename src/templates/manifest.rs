@@ -9,18 +9,73 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
+use sha2::{Digest as _, Sha256};
 
-use super::import;
 use crate::domain::{
     Arch, Budgets, BudgetsPatch, GuestOs, Handover, NetworkMode, ready_check::ReadyCheck, template::DiskFormat,
 };
-use crate::registry::oci::Settings;
+use crate::registry::oci::{Role, Settings};
 
 pub(super) const FILE_NAME: &str = "manifest.json";
 /// For a template that was created from files.
 pub(super) const VERSION: u32 = 1;
 /// For a pulled template: the disk has digests by chunk, and `image` is its origin.
 pub(super) const VERSION_PULLED: u32 = 2;
+
+/// A file of a template.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    Disk,
+    Kernel,
+    Initramfs,
+    Firmware,
+    Config,
+    Nvram,
+    SshKey,
+    SshPassword,
+}
+
+impl From<Role> for Part {
+    fn from(role: Role) -> Part {
+        match role {
+            Role::Config => Part::Config,
+            Role::Nvram => Part::Nvram,
+            Role::Kernel => Part::Kernel,
+            Role::Initramfs => Part::Initramfs,
+            Role::Firmware => Part::Firmware,
+        }
+    }
+}
+
+impl Part {
+    /// The parts that an image may contain: secrets never leave their host.
+    pub const SHARED: [Part; 6] =
+        [Part::Disk, Part::Kernel, Part::Initramfs, Part::Firmware, Part::Config, Part::Nvram];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::Disk => "disk",
+            Part::Kernel => "kernel",
+            Part::Initramfs => "initramfs",
+            Part::Firmware => "firmware",
+            Part::Config => "config",
+            Part::Nvram => "nvram",
+            Part::SshKey => "ssh_key",
+            Part::SshPassword => "ssh_password",
+        }
+    }
+
+    pub fn mode(self) -> u32 {
+        match self {
+            Part::Disk | Part::Kernel | Part::Initramfs | Part::Firmware | Part::Config | Part::Nvram => 0o444,
+            Part::SshKey | Part::SshPassword => 0o600,
+        }
+    }
+
+    pub fn is_secret(self) -> bool {
+        self.mode() == 0o600
+    }
+}
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct TemplateManifest {
@@ -133,9 +188,13 @@ impl TemplateManifest {
     }
 }
 
+pub(super) fn sha256(bytes: &[u8]) -> String {
+    hex::encode(Sha256::digest(bytes))
+}
+
 /// `sha256:<hex>`.
 pub(super) fn digest(manifest: &[u8]) -> String {
-    format!("sha256:{}", import::sha256(manifest))
+    format!("sha256:{}", sha256(manifest))
 }
 
 /// The directory of a digest, or `None` if it is not valid.
@@ -175,7 +234,7 @@ mod tests {
     #[test]
     fn budgets_that_an_earlier_version_copied_are_not_the_templates_own() {
         let own = BudgetsPatch { boot_seconds: Some(7), ..BudgetsPatch::default() };
-        let whole = FileEntry::Whole { sha256: import::sha256(b"a"), size: 1 };
+        let whole = FileEntry::Whole { sha256: sha256(b"a"), size: 1 };
         let now = TemplateManifest { budgets: own.clone(), ..manifest(VERSION, None, whole) };
         let mut written = serde_json::to_value(&now).unwrap();
         assert_eq!(written["budgets"], serde_json::json!({ "boot_seconds": 7 }));
@@ -190,7 +249,7 @@ mod tests {
 
     #[test]
     fn both_versions_are_read_and_no_other() {
-        let whole = manifest(VERSION, None, FileEntry::Whole { sha256: import::sha256(b"a"), size: 1 });
+        let whole = manifest(VERSION, None, FileEntry::Whole { sha256: sha256(b"a"), size: 1 });
         let bytes = whole.to_bytes().unwrap();
         // Templates from versions without images keep their digest.
         assert!(!String::from_utf8_lossy(&bytes).contains("image"));
@@ -199,7 +258,7 @@ mod tests {
         assert_eq!(TemplateManifest::from_bytes(&bytes), Ok(whole.clone()));
 
         let origin = Origin { repository: "registry.example.com/acme/macos".into(), digest: digest(b"") };
-        let piece = |content: &[u8]| RecordedPiece { sha256: import::sha256(content), size: content.len() as u64 };
+        let piece = |content: &[u8]| RecordedPiece { sha256: sha256(content), size: content.len() as u64 };
         let entry = FileEntry::in_pieces(vec![piece(b"first"), piece(b"second")]);
         let pulled = manifest(VERSION_PULLED, Some(origin), entry);
         assert_eq!(pulled.files["disk"].size(), 11);

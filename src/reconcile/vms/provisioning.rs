@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use jiff::SignedDuration;
 use secrecy::{ExposeSecret, SecretString};
 
-use super::observe::{Ways, ways};
+use super::{
+    observe::{Ways, ways},
+    template::spec_of,
+};
 use crate::{
     domain::{
         Code, Event, GuestRole, Handover, NetworkMode, SourceKind, State, Vm,
@@ -26,7 +29,7 @@ use crate::{
     parts::Parts,
     platform::{Clock, clock},
     reconcile::{
-        failure::{Failure, FailureKind, spec_of},
+        failure::{Failure, FailureKind},
         runners::Registrar,
         settings::Settings,
     },
@@ -83,7 +86,7 @@ impl Provisioner {
     }
 
     async fn template(&self, vm: &Vm) -> Result<Template, Failure> {
-        Ok(self.catalog.get(&spec_of(vm)?.template_digest).await?)
+        Ok(self.catalog.version(&spec_of(vm)?.template_digest, &vm.spec.template).await?)
     }
 
     /// Returns once the guest can be provisioned. Never returns for a seed: then the guest reports over the guest

@@ -13,7 +13,7 @@ use std::{
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
-use super::observe::was_started;
+use super::{observe::was_started, template::spec_of};
 use crate::{
     domain::{
         Code, GuestOs, ResolvedSpec, State, Vm, VmId,
@@ -26,7 +26,7 @@ use crate::{
     },
     parts::Parts,
     platform::clock,
-    reconcile::failure::{Failure, FailureKind, spec_of},
+    reconcile::failure::{Failure, FailureKind},
     store::{Reader, placement::SlotLease},
 };
 

@@ -5,7 +5,13 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use jiff::SignedDuration;
 
-use super::{full_disk::FullDisk, network, provisioning::Provisioner, start::StartPermits, template::TemplateFetch};
+use super::{
+    full_disk::FullDisk,
+    network,
+    provisioning::Provisioner,
+    start::StartPermits,
+    template::{TemplateFetch, spec_of},
+};
 use crate::{
     domain::{
         AllowedDestination, Code, Event, Handover, QueueReason, ResolvedSpec, State, Vm,
@@ -17,7 +23,7 @@ use crate::{
     parts::Parts,
     platform::{Clock, files, tasks::blocking_io},
     reconcile::{
-        failure::{Failure, FailureKind, spec_of},
+        failure::{Failure, FailureKind},
         host::HostObserver,
         runners::RunnerRemoval,
         settings::Settings,
@@ -231,7 +237,7 @@ impl Steps {
 
     async fn spec(&self, driver: &Arc<dyn Driver>, vm: &Vm) -> Result<InstanceSpec, Failure> {
         let policy = network::policy(spec_of(vm)?, &driver.capabilities().network, &self.allow)?;
-        let template = self.catalog.get(&spec_of(vm)?.template_digest).await?;
+        let template = self.catalog.version(&spec_of(vm)?.template_digest, &vm.spec.template).await?;
         let &ResolvedSpec { os, handover, cpus, memory_mib, .. } = spec_of(vm)?;
         let seed = match handover {
             Handover::Ssh | Handover::Agent => None,

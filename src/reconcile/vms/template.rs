@@ -1,9 +1,9 @@
-//! Pulls the image that a queued vm waits for. No slot is held meanwhile.
+//! The template of a vm. Pulls the image that a queued vm waits for; no slot is held meanwhile.
 
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    domain::{Budgets, Code, Error, Event, TemplateSource, Vm, capacity::Capacity, vm_spec::NetworkUser},
+    domain::{Budgets, Code, Error, Event, ResolvedSpec, TemplateSource, Vm, capacity::Capacity, vm_spec::NetworkUser},
     drivers::registry::Registry,
     parts::Parts,
     platform::Clock,
@@ -15,6 +15,13 @@ use crate::{
     store::{Expect, Ledger, Reader},
     templates::{Catalog, pull::Puller},
 };
+
+/// The resolved spec of a vm that holds a slot.
+pub(super) fn spec_of(vm: &Vm) -> Result<&ResolvedSpec, Failure> {
+    let unknown =
+        || Failure::new(FailureKind::Permanent, Code::Internal, "the vm got a slot before its template was here");
+    vm.spec.resolved().ok_or_else(unknown)
+}
 
 pub(super) struct TemplateFetch {
     ledger: Ledger,

@@ -157,7 +157,7 @@ async fn a_pull_that_is_published_on_a_full_disk_is_published_later() {
     fs::write(staging.journal(), "mayfly pull 1\n").unwrap();
     let content = vec![5; 64 << 10];
     fs::write(staging.part(Part::Disk), &content).unwrap();
-    let entry = FileEntry::Whole { sha256: import::sha256(&content), size: content.len() as u64 };
+    let entry = FileEntry::Whole { sha256: manifest::sha256(&content), size: content.len() as u64 };
     let files = BTreeMap::from([("disk".to_owned(), entry)]);
     let origin = Origin { repository: "registry.example.com/a".into(), digest: image.to_string() };
     let wanted = NewTemplate::of_disk("a", staging.part(Part::Disk));

@@ -19,7 +19,7 @@ use jiff::Timestamp;
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
-use super::{Catalog, Root, history::History, storage, write_synced};
+use super::{Catalog, Root, history::History, no_template, storage, write_synced};
 use crate::{
     domain::{
         Code, Error, Result, Template,
@@ -119,7 +119,7 @@ impl Root {
     }
 
     pub(super) fn standing_in(&self, histories: &BTreeMap<String, History>, wanted: &str) -> Result<VersionStatus> {
-        let not_found = || Error::new(Code::TemplateNotFound, format!("there is no template {wanted}"));
+        let not_found = || no_template(wanted);
         let own = histories.get(wanted);
         let digest = match own {
             Some(history) => history.now.digest.clone(),

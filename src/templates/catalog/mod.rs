@@ -20,9 +20,9 @@ use uuid::Uuid;
 
 use super::{
     DriverRequirements, NewTemplate,
-    check::{self, CheckedTemplate, ImportSource, Part},
+    check::{self, CheckedTemplate, ImportSource},
     import::{self, Imported},
-    manifest::{self, FileEntry, Origin, TemplateManifest},
+    manifest::{self, FileEntry, Origin, Part, TemplateManifest},
     work::{CancelOnDrop, StopFlag},
 };
 use crate::{
@@ -147,6 +147,12 @@ impl Catalog {
         }
         let wanted = name_or_digest.to_owned();
         self.blocking(move |root| root.get(&wanted)).await
+    }
+
+    /// The version with this digest. It gets this name; which names of the catalog point at it is not read.
+    pub async fn version(&self, digest: &str, name: &str) -> Result<Template> {
+        let (digest, name) = (digest.to_owned(), name.to_owned());
+        self.blocking(move |root| root.version(&digest, &name)).await
     }
 
     /// Removes a name, and the template if that was its last name and no pin or history of another name needs it.
@@ -299,15 +305,11 @@ impl Root {
     }
 
     fn get(&self, wanted: &str) -> Result<Template> {
-        let not_found = || Error::new(Code::TemplateNotFound, format!("there is no template {wanted}"));
+        let not_found = || no_template(wanted);
         if manifest::directory(wanted).is_some() {
-            // An error does not show that it was removed.
-            if !self.place(wanted)?.try_exists().map_err(Error::internal)? {
-                return Err(not_found());
-            }
             let names = self.all_names().map_err(Error::internal)?;
             let name = names.iter().find(|(_, digest)| *digest == wanted).map_or(wanted, |(name, _)| name);
-            return self.load(wanted, name);
+            return self.version(wanted, name);
         }
         if !check::is_name(wanted) {
             return Err(not_found());
@@ -335,6 +337,14 @@ impl Root {
         Ok(template)
     }
 
+    fn version(&self, digest: &str, name: &str) -> Result<Template> {
+        // An error does not show that it was removed.
+        if !self.place(digest)?.try_exists().map_err(Error::internal)? {
+            return Err(no_template(name));
+        }
+        self.load(digest, name)
+    }
+
     fn loaded(&self, name: &str) -> Option<Template> {
         let mut loaded = self.loaded.lock();
         let found = loaded.get(name)?;
@@ -346,7 +356,7 @@ impl Root {
     }
 
     fn remove(&self, name: &str) -> Result<()> {
-        let not_found = || Error::new(Code::TemplateNotFound, format!("there is no template {name}"));
+        let not_found = || no_template(name);
         if manifest::directory(name).is_some() {
             return self.remove_unnamed(name);
         }
@@ -376,7 +386,7 @@ impl Root {
         let _turn = self.lock().map_err(Error::internal)?;
         let place = self.place(digest)?;
         if !place.exists() {
-            return Err(Error::new(Code::TemplateNotFound, format!("there is no template {digest}")));
+            return Err(no_template(digest));
         }
         let names = self.all_names().map_err(Error::internal)?;
         if let Some((name, _)) = names.iter().find(|(_, d)| *d == digest) {
@@ -472,6 +482,10 @@ impl Root {
             created_at: Timestamp::try_from(created).map_err(Error::internal)?,
         })
     }
+}
+
+fn no_template(name: &str) -> Error {
+    Error::new(Code::TemplateNotFound, format!("there is no template {name}"))
 }
 
 /// Copies the sources into a directory. `there` are files that are already in it, with their digests. Returns all

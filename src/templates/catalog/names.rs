@@ -19,7 +19,7 @@ use uuid::Uuid;
 use super::{
     Catalog, Root,
     history::{History, plain},
-    storage, write_synced,
+    no_template, storage, write_synced,
 };
 use crate::{
     domain::{
@@ -105,7 +105,7 @@ impl Root {
     }
 
     fn roll_back(&self, name: &str, to: Option<&str>) -> Result<(Moved, Template)> {
-        let not_found = || Error::new(Code::TemplateNotFound, format!("there is no template {name}"));
+        let not_found = || no_template(name);
         if !check::is_name(name) {
             return Err(not_found());
         }

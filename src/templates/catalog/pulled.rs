@@ -25,10 +25,8 @@ use crate::{
     },
     registry::oci::{Digest, Settings},
     templates::{
-        NewTemplate,
-        check::{self, Part},
-        import,
-        manifest::{self, FileEntry, Origin, TemplateManifest},
+        NewTemplate, check,
+        manifest::{self, FileEntry, Origin, Part, TemplateManifest},
         work::{CancelOnDrop, StopFlag},
     },
 };
@@ -320,5 +318,5 @@ fn whole(mut file: &File) -> io::Result<FileEntry> {
     let mut content = secrecy::zeroize::Zeroizing::new(Vec::new());
     file.seek(SeekFrom::Start(0))?;
     file.read_to_end(&mut content)?;
-    Ok(FileEntry::Whole { sha256: import::sha256(&content), size: content.len() as u64 })
+    Ok(FileEntry::Whole { sha256: manifest::sha256(&content), size: content.len() as u64 })
 }

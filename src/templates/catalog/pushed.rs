@@ -7,13 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Catalog, Root, Staged, storage};
+use super::{Catalog, Root, Staged, no_template, storage};
 use crate::{
     domain::{Code, Error, Result, Template},
-    templates::{
-        check::Part,
-        manifest::{FileEntry, Origin, TemplateManifest},
-    },
+    templates::manifest::{FileEntry, Origin, Part, TemplateManifest},
 };
 
 /// A template that is not removed while this exists.
@@ -84,7 +81,7 @@ impl Root {
     fn hold(&self, wanted: &str) -> Result<PushLease> {
         let digest = self.get(wanted)?.digest;
         let dir = self.place(&digest)?;
-        let gone = || Error::new(Code::TemplateNotFound, format!("there is no template {wanted}"));
+        let gone = || no_template(wanted);
         let disk = File::open(dir.join(Part::Disk.name())).map_err(|_| gone())?;
         // An exclusive lock means that it is being removed.
         disk.try_lock_shared().map_err(|_| gone())?;

@@ -19,17 +19,14 @@ use std::{
 use rustix::{fs::SeekFrom, io::Errno};
 use sha2::{Digest as _, Sha256};
 
-use super::{Catalog, Root, storage};
+use super::{Catalog, Root, no_template, storage};
 use crate::{
     domain::{
         Code, Error, Result,
         version::{Damage, FileFault, Verified},
     },
     platform::clock,
-    templates::{
-        check::Part,
-        manifest::{self, FileEntry, TemplateManifest},
-    },
+    templates::manifest::{self, FileEntry, Part, TemplateManifest},
 };
 
 const BLOCK: usize = 1 << 20;
@@ -58,7 +55,7 @@ impl Catalog {
 
 impl Root {
     fn verify(&self, wanted: &str, stop: &AtomicBool) -> Result<Verified> {
-        let not_found = || Error::new(Code::TemplateNotFound, format!("there is no template {wanted}"));
+        let not_found = || no_template(wanted);
         let digest = match manifest::directory(wanted) {
             Some(_) => wanted.to_owned(),
             None if crate::templates::is_name(wanted) => {

@@ -26,8 +26,8 @@ use crate::{
             SpaceReservation,
             pulled::{KnownPieces, Staging},
         },
-        check::{self, Part},
-        manifest::{FileEntry, Origin, RecordedPiece},
+        check,
+        manifest::{FileEntry, Origin, Part, RecordedPiece},
         progress::Meter,
     },
 };

@@ -39,8 +39,7 @@ use self::{
 use super::{
     Catalog,
     catalog::pushed::{PushLease, Spool},
-    check::Part,
-    manifest::FileEntry,
+    manifest::{FileEntry, Part},
     progress::{Meter, PullProgress},
 };
 use crate::{

@@ -184,7 +184,7 @@ mod tests {
     use super::*;
     use crate::{
         registry::oci::lz4::Decoder,
-        templates::{import, manifest::RecordedPiece},
+        templates::manifest::{self, RecordedPiece},
     };
 
     fn content() -> Vec<u8> {
@@ -245,10 +245,10 @@ mod tests {
         let path = dir.path().join("disk");
         std::fs::write(&path, content()).unwrap();
         let stop = AtomicBool::new(false);
-        let whole = FileEntry::Whole { sha256: import::sha256(&content()), size: 3_000_000 };
+        let whole = FileEntry::Whole { sha256: manifest::sha256(&content()), size: 3_000_000 };
         let pieces = content()
             .chunks(700_000)
-            .map(|c| RecordedPiece { sha256: import::sha256(c), size: c.len() as u64 })
+            .map(|c| RecordedPiece { sha256: manifest::sha256(c), size: c.len() as u64 })
             .collect();
         let pieces = FileEntry::in_pieces(pieces);
         for entry in [&whole, &pieces] {

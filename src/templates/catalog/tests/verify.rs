@@ -16,9 +16,9 @@ async fn in_pieces(f: &Fixture, name: &str) -> Template {
     fs::copy(f.at("nvram.bin"), staging.part(Part::Nvram)).unwrap();
     let whole = |part| {
         let bytes = fs::read(staging.part(part)).unwrap();
-        FileEntry::Whole { sha256: import::sha256(&bytes), size: bytes.len() as u64 }
+        FileEntry::Whole { sha256: manifest::sha256(&bytes), size: bytes.len() as u64 }
     };
-    let pieces = contents.iter().map(|c| RecordedPiece { sha256: import::sha256(c), size: c.len() as u64 }).collect();
+    let pieces = contents.iter().map(|c| RecordedPiece { sha256: manifest::sha256(c), size: c.len() as u64 }).collect();
     let files = BTreeMap::from([
         ("disk".to_owned(), FileEntry::in_pieces(pieces)),
         ("config".to_owned(), whole(Part::Config)),
@@ -178,7 +178,7 @@ async fn a_cancelled_verification_ends() {
     let staging = Arc::new(f.catalog.staging(oci::Digest::of(b"big")).await.unwrap().unwrap());
     fs::rename(f.at("disk.raw"), staging.part(Part::Disk)).unwrap();
     let new = NewTemplate { os: Some(GuestOs::Linux), ..NewTemplate::of_disk("big", staging.part(Part::Disk)) };
-    let entry = FileEntry::Whole { sha256: import::sha256(b""), size: 1 << 40 };
+    let entry = FileEntry::Whole { sha256: manifest::sha256(b""), size: 1 << 40 };
     let origin = Origin { repository: "registry.example.com/a".into(), digest: oci::Digest::of(b"big").to_string() };
     let made = f.catalog.publish_pulled(staging, origin, None, new, [("disk".to_owned(), entry)].into()).await.unwrap();
     let verify = f.catalog.verify("big");
