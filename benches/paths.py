@@ -61,7 +61,9 @@ LAYOUTS = {
     "src/platform/mod.rs": {
         "domain": ["src/domain/*"],
         "platform": ["src/platform/*"],
-        "middleware": ["src/http/middleware.rs", "src/http/lanes.rs", "src/http/serve.rs", "src/http/surface.rs", "src/http/mod.rs", "src/telemetry.rs"],
+        "middleware": ["src/http/middleware.rs", "src/http/lanes.rs", "src/http/serve.rs", "src/http/surface.rs", "src/http/mod.rs",
+                       "src/http/sender.rs", "src/http/connections.rs", "src/http/stalled.rs", "src/http/bodies.rs",
+                       "src/telemetry/*"],
         "authentication": ["src/http/auth.rs", "src/service/tokens.rs", "src/store/tokens.rs"],
         "error rendering": ["src/http/problem.rs", "src/http/fault.rs"],
         "behind the driver contract": ["src/drivers/fake/*"],
@@ -69,7 +71,8 @@ LAYOUTS = {
     # Commit b1759f2, which has no platform layer: its later contents were beside their first users.
     "src/service/clock.rs": {
         "domain": ["src/domain/*"],
-        "platform": ["src/service/clock.rs", "src/drivers/command.rs", "src/templates/registry/credentials/private.rs"],
+        "platform": ["src/service/clock.rs", "src/drivers/command.rs", "src/templates/registry/credentials/private.rs",
+                     "src/store/writer.rs"],
         "middleware": ["src/http/frame.rs", "src/http/serve.rs", "src/http/mod.rs", "src/telemetry.rs"],
         "authentication": ["src/http/auth.rs", "src/service/tokens.rs", "src/store/tokens.rs"],
         "error rendering": ["src/http/problem.rs"],
@@ -411,7 +414,9 @@ def driver_verb(*verbs):
 
 
 # The requests to the task that writes, and that task.
-WRITE, WRITER = entered("store::writer::Writer::write(_and_tell)?"), entered("store::writer::(Task::)?run")
+WRITE, WRITER = (
+    entered("(store|platform::database)::writer::Writer::write(_and_tell)?"),
+    entered("(store|platform::database)::writer::(Task::)?run"))
 
 
 class Path:
@@ -432,7 +437,7 @@ PATHS = {
                    [entered("http::vms::end_vm"), entered("store::ledger::apply"), committed, driver_verb("stop", "destroy")],
                    [("to the commit", 6, 2), ("from there to the driver", 4, 3)]),
     "webhook": Path("POST /webhooks/github",
-                    [entered("http::webhooks::take_github_webhook"), entered("store::ledger::open"), committed],
+                    [entered("http::webhooks::take_(github_)?webhook"), entered("store::ledger::open"), committed],
                     [("to the commit of the vm's row", 8, 2)]),
     "pull": Path("POST /templates, an image",
                  [entered("http::templates::create::create_template"), entered("store::pulls::open"), committed],

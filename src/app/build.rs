@@ -13,6 +13,7 @@ use crate::{
     platform::{
         clock::{Clock, ClockReading},
         data_dir::DataDir,
+        database::Unchecked,
     },
     reconcile::{self, JobLoops, PullLoops, Reconciler},
     registry::{logins::Logins, s3::S3},
@@ -21,7 +22,7 @@ use crate::{
         Sources,
         github::runner_archives::{RunnerArchive, RunnerArchives},
     },
-    store::{Unchecked, logs::Logs},
+    store::logs::Logs,
     templates::{self, Catalog, pull::Puller},
 };
 

@@ -1,9 +1,6 @@
 use std::io;
 
-use crate::{
-    reconcile::NetworkFault,
-    store::{self, vault},
-};
+use crate::{platform::database::OpenError, reconcile::NetworkFault, store::vault};
 
 /// Why the service did not start: one sentence with a remedy.
 #[derive(Debug, thiserror::Error)]
@@ -18,7 +15,7 @@ pub enum StartError {
     )]
     TooLong { dir: String, length: usize, limit: usize },
     #[error(transparent)]
-    Database(#[from] store::OpenError),
+    Database(#[from] OpenError),
     #[error(transparent)]
     Vault(#[from] vault::VaultError),
     #[error("the templates under {dir} cannot be used: {cause}")]

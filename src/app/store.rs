@@ -10,9 +10,13 @@ use std::{
 use super::error::StartError;
 use crate::{
     domain::Error,
-    platform::{data_dir::DataDir, files},
+    platform::{
+        data_dir::DataDir,
+        database::{ReserveFile, Unchecked},
+        files,
+    },
     service::local_admin::{LocalAdmin, LocalAdminToken},
-    store::{self, ReserveFile, Store, Vault},
+    store::{self, Store, Vault},
     telemetry::{self, LogSection},
 };
 
@@ -55,7 +59,7 @@ pub(super) async fn open(data: &DataDir, reserve_bytes: u64) -> Result<(Vault, S
 }
 
 /// Checks a database that is too large to be checked at the start.
-pub(super) async fn check_later(unchecked: store::Unchecked) {
+pub(super) async fn check_later(unchecked: Unchecked) {
     // Work that waits for the start of the service comes first.
     tokio::time::sleep(Duration::from_secs(10)).await;
     unchecked.check().await;

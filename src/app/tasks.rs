@@ -53,7 +53,7 @@ pub struct App {
     pulls: PullLoops,
     shutdown: CancellationToken,
     store_closed: JoinHandle<()>,
-    unchecked: Option<crate::store::Unchecked>,
+    unchecked: Option<crate::platform::database::Unchecked>,
 }
 
 /// The socket of `nesting`, whose calls become requests to the API of this service.

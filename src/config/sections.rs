@@ -14,7 +14,10 @@ use crate::{
         qemu::QemuSection, tart::TartSection,
     },
     http::{GuestSection, ServerSection},
-    platform::settings::{Key, Schema},
+    platform::{
+        database::DatabaseSection,
+        settings::{Key, Schema},
+    },
     reconcile::{NetworkSection, RetentionSection},
     registry::{RegistryHostSection, RegistrySection},
     sources::{
@@ -24,7 +27,6 @@ use crate::{
             runner_archives::{PLATFORMS, RunnerArchive},
         },
     },
-    store::DatabaseSection,
     telemetry::LogSection,
     templates::TemplatesSection,
 };

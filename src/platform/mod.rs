@@ -3,6 +3,7 @@
 //! ```text
 //! clock           the time of day and the monotonic clock; a clock that tests can set
 //! data_dir        the names of everything below the data directory
+//! database        a SQLite database: one task that writes, readers, its integrity, space on a full disk
 //! error_chain     an error and its causes: as one line of text, or one by its type
 //! files           private files and directories, files that are replaced as a whole, secrets in files
 //! host_resources  cores and memory of this machine
@@ -21,6 +22,7 @@
 
 pub mod clock;
 pub mod data_dir;
+pub mod database;
 pub mod error_chain;
 pub mod files;
 pub mod host_resources;

@@ -7,17 +7,19 @@ use sqlx::{Row as _, SqliteConnection};
 
 pub use super::idempotency::{IdempotencyKey, KeyOwner, TokenQuota};
 use super::{
-    Change, Changes, Result, StoreHealth,
+    Change, Changes, Result,
     clock_scale::ClockScale,
     idempotency::{self, RequestHash},
     placement::{self, HostOffer},
     ready_metrics::CheckEnd,
     rows::{parse_vm, unreadable},
-    writer::Writer,
 };
-use crate::domain::{
-    Code, Error, Event, QueueReason, ResolvedSpec, State, Verdict, Vm, VmId, capacity::Usage, event::Recorded,
-    job_record::JobKey, vm_spec::VmSpec,
+use crate::{
+    domain::{
+        Code, Error, Event, QueueReason, ResolvedSpec, State, Verdict, Vm, VmId, capacity::Usage, event::Recorded,
+        job_record::JobKey, vm_spec::VmSpec,
+    },
+    platform::database::{DatabaseHealth, Writer},
 };
 
 /// Precondition on the row for an event to be applied.
@@ -106,7 +108,7 @@ impl Ledger {
     }
 
     /// Whether the database accepts writes, as far as is known.
-    pub fn health(&self) -> &StoreHealth {
+    pub fn health(&self) -> &DatabaseHealth {
         self.writer.health()
     }
 
@@ -219,7 +221,7 @@ async fn open(
     db: &mut SqliteConnection,
     new: NewVm,
     at: Timestamp,
-    health: &StoreHealth,
+    health: &DatabaseHealth,
 ) -> Result<(Opened, Vec<Change>)> {
     if let Some(key) = &new.idempotency_key
         && let Some(known) = idempotency::with_key(&mut *db, key).await?

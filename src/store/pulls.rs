@@ -5,11 +5,14 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 use sqlx::{Row as _, SqliteConnection};
 
-use super::{Ledger, Reader, Result, StoreHealth, rows::unreadable, template_events};
-use crate::domain::{
-    Code, Error, PullId, TemplateEvent,
-    pull::{Pull, PullState},
-    template_event::RecordedOfTemplate,
+use super::{Ledger, Reader, Result, rows::unreadable, template_events};
+use crate::{
+    domain::{
+        Code, Error, PullId, TemplateEvent,
+        pull::{Pull, PullState},
+        template_event::RecordedOfTemplate,
+    },
+    platform::database::DatabaseHealth,
 };
 
 /// A change of a pull, and its events of templates.
@@ -60,7 +63,7 @@ async fn open(
     db: &mut SqliteConnection,
     pull: Pull,
     request_hash: [u8; 32],
-    health: &StoreHealth,
+    health: &DatabaseHealth,
 ) -> Result<(Arc<Pull>, Option<Arc<RecordedOfTemplate>>)> {
     let hash = request_hash.as_slice();
     let same = sqlx::query!("SELECT record FROM pulls WHERE request_hash = ? AND ended_at IS NULL", hash)

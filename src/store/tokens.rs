@@ -161,7 +161,7 @@ impl Ledger {
                             .execute(&mut *db)
                             .await?;
                     }
-                    Ok(pending)
+                    Ok::<_, super::StoreError>(pending)
                 })
             })
             .await?;

@@ -7,10 +7,12 @@ use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite, sqlite::SqliteRow};
 
 use super::{
     Result,
-    readers::Readers,
     rows::{parse_id, parse_vm, unreadable},
 };
-use crate::domain::{Event, OutcomeResult, QueueReason, State, Vm, VmId, capacity::Usage, event::Recorded};
+use crate::{
+    domain::{Event, OutcomeResult, QueueReason, State, Vm, VmId, capacity::Usage, event::Recorded},
+    platform::database::Readers,
+};
 
 /// Filter of a listing.
 #[derive(Clone, Debug, Default)]
@@ -327,7 +329,7 @@ mod tests {
 
     async fn plan(filter: &Filter) -> Vec<String> {
         let mut db = SqliteConnection::connect("sqlite::memory:").await.unwrap();
-        crate::store::MIGRATIONS.run(&mut db).await.unwrap();
+        crate::store::schema::MIGRATIONS.run(&mut db).await.unwrap();
         let sql = format!("EXPLAIN QUERY PLAN {}", filter.query().sql().as_str());
         let rows = sqlx::query(AssertSqlSafe(sql)).fetch_all(&mut db).await.unwrap();
         rows.iter().map(|row| row.get("detail")).collect()

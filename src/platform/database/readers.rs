@@ -7,27 +7,27 @@ use sqlx::{
     sqlite::{SqliteQueryResult, SqliteRow, SqliteStatement, SqliteTypeInfo},
 };
 
-use super::health::StoreHealth;
+use super::health::DatabaseHealth;
 
 #[derive(Clone, Debug)]
-pub(super) struct Readers {
+pub struct Readers {
     pool: SqlitePool,
-    health: StoreHealth,
+    health: DatabaseHealth,
 }
 
-impl std::fmt::Debug for StoreHealth {
+impl std::fmt::Debug for DatabaseHealth {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Health").field(&self.fault()).finish()
     }
 }
 
 impl Readers {
-    pub(super) fn new(pool: SqlitePool, health: StoreHealth) -> Self {
+    pub(super) fn new(pool: SqlitePool, health: DatabaseHealth) -> Self {
         Self { pool, health }
     }
 
     /// An error that shows damage of the database is returned as such.
-    fn note<T>(health: &StoreHealth, result: sqlx::Result<T>) -> sqlx::Result<T> {
+    fn note<T>(health: &DatabaseHealth, result: sqlx::Result<T>) -> sqlx::Result<T> {
         result.map_err(|error| match health.met(&error) {
             Some(fault) => sqlx::Error::AnyDriverError(Box::new(fault)),
             None => error,

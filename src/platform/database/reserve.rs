@@ -2,7 +2,7 @@
 //!
 //! On a full disk the service must still be able to record that a vm has ended or that a pull was cancelled, because
 //! that is how space becomes free. Before a commit that might not fit any more, a part of the file is given up. Only a
-//! part, because other programs may take what becomes free. From then on new work is refused ([`StoreHealth::low`]),
+//! part, because other programs may take what becomes free. From then on new work is refused ([`DatabaseHealth::low`]),
 //! until there is enough space for the whole file again.
 
 use std::{
@@ -15,7 +15,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::health::StoreHealth;
+use super::health::{DatabaseHealth, beside};
 use crate::platform::{files, settings::section, tasks::blocking_io};
 
 /// What a commit may need: a batch of requests, each with the pages that it changes.
@@ -46,13 +46,20 @@ pub struct ReserveFile {
     pub bytes: u64,
 }
 
+impl ReserveFile {
+    /// Nothing is kept for this database.
+    pub fn none(database: &Path) -> Self {
+        Self { path: beside(database, "-reserve"), bytes: 0 }
+    }
+}
+
 /// The file, as the writer knows it.
 pub(super) struct DatabaseReserve {
     file: Arc<Mutex<HeldFile>>,
     bytes: u64,
     /// Whether a part of it is missing.
     incomplete: bool,
-    health: StoreHealth,
+    health: DatabaseHealth,
 }
 
 struct HeldFile {
@@ -62,7 +69,7 @@ struct HeldFile {
 
 impl DatabaseReserve {
     /// Completes the file if there is space. A service without its reserve is better than none, so a failure is logged.
-    pub(super) async fn open(at: ReserveFile, health: StoreHealth) -> DatabaseReserve {
+    pub(super) async fn open(at: ReserveFile, health: DatabaseHealth) -> DatabaseReserve {
         let bytes = at.bytes;
         let file = Arc::new(Mutex::new(HeldFile { at, held: 0 }));
         let mut reserve = DatabaseReserve { file: file.clone(), bytes, incomplete: bytes > 0, health };

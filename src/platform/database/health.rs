@@ -36,7 +36,7 @@ pub enum FaultKind {
 /// Why the database accepts no writes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{detail}")]
-pub struct StoreFault {
+pub struct DatabaseFault {
     pub kind: FaultKind,
     /// One sentence for the caller: the file, what happened to it, and the remedy.
     pub detail: Arc<str>,
@@ -82,14 +82,14 @@ pub(super) fn meaning(error: &sqlx::Error) -> Meaning {
 
 /// Shared by all readers and the writer of the database.
 #[derive(Clone)]
-pub struct StoreHealth(Arc<HealthState>);
+pub struct DatabaseHealth(Arc<HealthState>);
 
 struct HealthState {
     /// Without its directory: details reach guests, which must not learn the path of the data directory.
     name: String,
     path: PathBuf,
     /// `None`: the database is writable.
-    fault: watch::Sender<Option<StoreFault>>,
+    fault: watch::Sender<Option<DatabaseFault>>,
     /// A reader had an error.
     suspicion: Notify,
     recovered: Mutex<Option<Instant>>,
@@ -97,7 +97,7 @@ struct HealthState {
     low: AtomicBool,
 }
 
-impl StoreHealth {
+impl DatabaseHealth {
     pub(super) fn new(path: &Path) -> Self {
         Self(Arc::new(HealthState {
             name: path.file_name().map_or_else(|| "the database".into(), |n| n.to_string_lossy().into_owned()),
@@ -109,13 +109,13 @@ impl StoreHealth {
         }))
     }
 
-    pub fn fault(&self) -> Option<StoreFault> {
+    pub fn fault(&self) -> Option<DatabaseFault> {
         self.0.fault.borrow().clone()
     }
 
     /// The disk is full, and writes go to the space that was kept for the database. It is for what ends: new work is
     /// refused with this.
-    pub fn low(&self) -> Option<StoreFault> {
+    pub fn low(&self) -> Option<DatabaseFault> {
         self.0.low.load(Ordering::Relaxed).then(|| self.full())
     }
 
@@ -123,13 +123,13 @@ impl StoreHealth {
         self.0.low.store(low, Ordering::Relaxed);
     }
 
-    fn full(&self) -> StoreFault {
+    fn full(&self) -> DatabaseFault {
         let name = &self.0.name;
         self.unwritable(format!("the disk that holds {name} is full: free disk space; the service then continues"))
     }
 
     /// Notifies of every new fault, and of its end.
-    pub fn changes(&self) -> watch::Receiver<Option<StoreFault>> {
+    pub fn changes(&self) -> watch::Receiver<Option<DatabaseFault>> {
         self.0.fault.subscribe()
     }
 
@@ -153,12 +153,12 @@ impl StoreHealth {
     /// A write reached the disk that is large enough to show that other writes will, too.
     pub(super) fn proved(&self) {
         let recovered = self.0.fault.send_if_modified(|fault| match fault {
-            Some(StoreFault { kind: FaultKind::Unwritable | FaultKind::Replaced, .. }) => {
+            Some(DatabaseFault { kind: FaultKind::Unwritable | FaultKind::Replaced, .. }) => {
                 *fault = None;
                 *self.0.recovered.lock() = Some(clock::monotonic());
                 true
             }
-            Some(StoreFault { kind: FaultKind::Damaged, .. }) | None => false,
+            Some(DatabaseFault { kind: FaultKind::Damaged, .. }) | None => false,
         });
         if recovered {
             tracing::info!(path = %self.0.path.display(), "the database is writable again");
@@ -166,7 +166,7 @@ impl StoreHealth {
     }
 
     /// Records a fault, and returns the current one: damage stays until the next start.
-    pub(super) fn fails(&self, new: StoreFault) -> StoreFault {
+    pub(super) fn fails(&self, new: DatabaseFault) -> DatabaseFault {
         let mut holds = new.clone();
         let changed = self.0.fault.send_if_modified(|fault| match fault {
             Some(old) if old.kind == FaultKind::Damaged => {
@@ -187,7 +187,7 @@ impl StoreHealth {
     }
 
     /// Records an error of a reader. Returns the fault if the database is damaged; reading continues where possible.
-    pub(super) fn met(&self, error: &sqlx::Error) -> Option<StoreFault> {
+    pub(super) fn met(&self, error: &sqlx::Error) -> Option<DatabaseFault> {
         match meaning(error) {
             Meaning::Corrupt => return Some(self.fails(self.fault_of(error))),
             Meaning::Io => self.0.suspicion.notify_one(),
@@ -196,7 +196,7 @@ impl StoreHealth {
         None
     }
 
-    pub(super) fn fault_of(&self, error: &sqlx::Error) -> StoreFault {
+    pub(super) fn fault_of(&self, error: &sqlx::Error) -> DatabaseFault {
         let name = &self.0.name;
         let error_text = error.as_database_error().map_or_else(|| error.to_string(), |e| e.to_string());
         match meaning(error) {
@@ -211,11 +211,11 @@ impl StoreHealth {
         }
     }
 
-    pub(super) fn unwritable(&self, detail: impl Into<Arc<str>>) -> StoreFault {
-        StoreFault { kind: FaultKind::Unwritable, detail: detail.into() }
+    pub(super) fn unwritable(&self, detail: impl Into<Arc<str>>) -> DatabaseFault {
+        DatabaseFault { kind: FaultKind::Unwritable, detail: detail.into() }
     }
 
-    pub(super) fn too_slow(&self, limit: Duration) -> StoreFault {
+    pub(super) fn too_slow(&self, limit: Duration) -> DatabaseFault {
         self.unwritable(format!(
             "{} did not take a write within {} s: check its disk, and what else writes to it",
             self.0.name,
@@ -223,21 +223,21 @@ impl StoreHealth {
         ))
     }
 
-    pub(super) fn damaged(&self, found: &str) -> StoreFault {
+    pub(super) fn damaged(&self, found: &str) -> DatabaseFault {
         let detail = format!(
             "{} is damaged ({found}): the service accepts no requests that write; running guests continue; stop the service, \
              move the database and its -wal and -shm files away, restore a backup, and start it again",
             self.0.name
         );
-        StoreFault { kind: FaultKind::Damaged, detail: detail.into() }
+        DatabaseFault { kind: FaultKind::Damaged, detail: detail.into() }
     }
 
-    fn replaced(&self, file: &str, what: &str) -> StoreFault {
+    fn replaced(&self, file: &str, what: &str) -> DatabaseFault {
         let detail = format!(
             "{file} {what} while the service was running: the service accepts no requests that write; running guests continue; \
              stop the service, put the right files in their place, and start it again"
         );
-        StoreFault { kind: FaultKind::Replaced, detail: detail.into() }
+        DatabaseFault { kind: FaultKind::Replaced, detail: detail.into() }
     }
 }
 
@@ -274,16 +274,16 @@ pub(super) enum Compared {
 pub(super) struct DatabaseFiles {
     db: PathBuf,
     wal: PathBuf,
-    health: StoreHealth,
+    health: DatabaseHealth,
 }
 
 impl DatabaseFiles {
-    pub(super) fn new(path: &Path, health: StoreHealth) -> Self {
+    pub(super) fn new(path: &Path, health: DatabaseHealth) -> Self {
         Self { db: path.to_owned(), wal: beside(path, "-wal"), health }
     }
 
     /// The current state of the files. Both must exist: while a connection is open, so does the write-ahead log.
-    pub(super) async fn snapshot(&self) -> Result<FilesSnapshot, StoreFault> {
+    pub(super) async fn snapshot(&self) -> Result<FilesSnapshot, DatabaseFault> {
         let paths = self.clone();
         let looked = tokio::task::spawn_blocking(move || {
             // A file system that cannot be measured is not known to be full.
@@ -303,7 +303,7 @@ impl DatabaseFiles {
         })
     }
 
-    fn stat(&self, path: &Path) -> Result<std::fs::Metadata, StoreFault> {
+    fn stat(&self, path: &Path) -> Result<std::fs::Metadata, DatabaseFault> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         match std::fs::metadata(path) {
             Ok(meta) => Ok(meta),
@@ -316,7 +316,7 @@ impl DatabaseFiles {
     }
 
     /// Compares the files with an earlier snapshot.
-    pub(super) async fn compare(&self, known: &mut FilesSnapshot) -> Result<Compared, StoreFault> {
+    pub(super) async fn compare(&self, known: &mut FilesSnapshot) -> Result<Compared, DatabaseFault> {
         let now = self.snapshot().await?;
         let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         for (path, old, new) in [(&self.db, known.db, now.db), (&self.wal, known.wal, now.wal)] {
@@ -333,7 +333,7 @@ impl DatabaseFiles {
     }
 
     /// Size and modification time of the main file.
-    pub(super) async fn main(&self) -> Result<(u64, (i64, i64)), StoreFault> {
+    pub(super) async fn main(&self) -> Result<(u64, (i64, i64)), DatabaseFault> {
         let files = self.clone();
         let looked = tokio::task::spawn_blocking(move || files.stat(&files.db)).await;
         let meta = looked.map_err(|error| self.health.unwritable(error.to_string()))??;

@@ -4,7 +4,7 @@ use std::{path::Path, time::Duration};
 
 use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOptions};
 
-use super::{OpenError, explain_open, health::beside};
+use super::{BUSY, OpenError, explain_open, health::beside};
 use crate::platform::clock;
 
 /// How much is checked.
@@ -80,7 +80,7 @@ fn explain(shown: &str, error: CheckError) -> OpenError {
 }
 
 fn read_only(path: &Path) -> SqliteConnectOptions {
-    let options = SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(super::BUSY);
+    let options = SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(BUSY);
     // Reading everything is slow. A lock that is not released is reported as such, not as a slow statement.
     options.disable_statement_logging()
 }

@@ -2,7 +2,7 @@ use super::*;
 use crate::platform::files::small_disk as small;
 
 async fn reserve(disk: &Path, bytes: u64) -> DatabaseReserve {
-    let health = StoreHealth::new(&disk.join("mayfly.db"));
+    let health = DatabaseHealth::new(&disk.join("mayfly.db"));
     DatabaseReserve::open(ReserveFile { path: disk.join("database.reserve"), bytes }, health).await
 }
 

@@ -24,8 +24,8 @@ use tokio::{
 };
 
 use super::{
-    Result, StoreError,
-    health::{Compared, DatabaseFiles, FaultKind, FilesSnapshot, Meaning, StoreFault, StoreHealth, meaning},
+    DatabaseError, WriteError,
+    health::{Compared, DatabaseFault, DatabaseFiles, DatabaseHealth, FaultKind, FilesSnapshot, Meaning, meaning},
     integrity::{self, CheckError, Depth},
     reserve::{DatabaseReserve, REFILL_EVERY},
 };
@@ -58,34 +58,44 @@ type Finish = Box<dyn FnOnce(CommitOutcome) + Send>;
 enum CommitOutcome {
     Committed,
     /// Written to the open file, which will not be there after the next start.
-    CommittedInVain(StoreFault),
-    Failed(StoreFault),
+    CommittedInVain(DatabaseFault),
+    Failed(DatabaseFault),
 }
 
 /// A failed request. Its changes must be rolled back.
 struct WriteFailure {
-    error: StoreError,
-    answer: Box<dyn FnOnce(StoreError) + Send>,
+    /// SQLite's error, if it was one.
+    sqlite: Option<sqlx::Error>,
+    answer: Box<dyn FnOnce(FailureAnswer) + Send>,
+}
+
+/// What the caller of a failed request is told.
+enum FailureAnswer {
+    /// Its own error; that of SQLite is returned to it.
+    Own(Option<sqlx::Error>),
+    /// A fault of the database.
+    Fault(DatabaseFault),
 }
 
 trait WriteRequest: Send {
     fn run<'c>(self: Box<Self>, db: &'c mut SqliteConnection) -> BoxFuture<'c, Result<Finish, WriteFailure>>;
-    fn refuse(self: Box<Self>, fault: StoreFault);
+    fn refuse(self: Box<Self>, fault: DatabaseFault);
     /// Whether its success shows that other writes will succeed.
     fn proves(&self) -> bool;
 }
 
-struct Write<T, F, G> {
+struct Write<T, E, F, G> {
     work: F,
     tell: G,
-    reply: oneshot::Sender<Result<T>>,
+    reply: oneshot::Sender<Result<T, E>>,
     proves: bool,
 }
 
-impl<T, F, G> WriteRequest for Write<T, F, G>
+impl<T, E, F, G> WriteRequest for Write<T, E, F, G>
 where
     T: Send + 'static,
-    F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T>> + Send + 'static,
+    E: WriteError,
+    F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, E>> + Send + 'static,
     G: FnOnce(&T) + Send + 'static,
 {
     fn run<'c>(self: Box<Self>, db: &'c mut SqliteConnection) -> BoxFuture<'c, Result<Finish, WriteFailure>> {
@@ -93,7 +103,7 @@ where
             let Self { work, tell, reply, .. } = *self;
             // A panic in one request must not end the task that all requests need.
             let ran = AssertUnwindSafe(async { work(db).await }).catch_unwind().await;
-            match ran.unwrap_or(Err(StoreError::Panicked)) {
+            match ran.unwrap_or(Err(DatabaseError::Panicked.into())) {
                 Ok(value) => Ok(Box::new(move |outcome| {
                     let answer = match outcome {
                         CommitOutcome::Committed => {
@@ -102,25 +112,35 @@ where
                         }
                         CommitOutcome::CommittedInVain(fault) => {
                             tell(&value);
-                            Err(fault.into())
+                            Err(DatabaseError::Fault(fault).into())
                         }
-                        CommitOutcome::Failed(fault) => Err(fault.into()),
+                        CommitOutcome::Failed(fault) => Err(DatabaseError::Fault(fault).into()),
                     };
                     // The caller may be gone; the write counts in any case.
                     let _ = reply.send(answer);
                 }) as Finish),
                 Err(error) => {
-                    let answer = Box::new(move |error| {
-                        let _ = reply.send(Err(error));
+                    let (sqlite, own) = match error.into_sqlite() {
+                        Ok(sqlite) => (Some(sqlite), None),
+                        Err(own) => (None, Some(own)),
+                    };
+                    let answer = Box::new(move |answer| {
+                        let error = match answer {
+                            FailureAnswer::Own(sqlite) => own.or(sqlite.map(|e| DatabaseError::Sqlite(e).into())),
+                            FailureAnswer::Fault(fault) => Some(DatabaseError::Fault(fault).into()),
+                        };
+                        if let Some(error) = error {
+                            let _ = reply.send(Err(error));
+                        }
                     });
-                    Err(WriteFailure { error, answer })
+                    Err(WriteFailure { sqlite, answer })
                 }
             }
         })
     }
 
-    fn refuse(self: Box<Self>, fault: StoreFault) {
-        let _ = self.reply.send(Err(fault.into()));
+    fn refuse(self: Box<Self>, fault: DatabaseFault) {
+        let _ = self.reply.send(Err(DatabaseError::Fault(fault).into()));
     }
 
     fn proves(&self) -> bool {
@@ -129,14 +149,14 @@ where
 }
 
 #[derive(Clone)]
-pub(super) struct Writer {
+pub struct Writer {
     queue: mpsc::Sender<Box<dyn WriteRequest>>,
-    health: StoreHealth,
+    health: DatabaseHealth,
     /// The result of the last proof, and its time.
     proof: Arc<tokio::sync::Mutex<Option<WriteProof>>>,
 }
 
-type WriteProof = (Instant, Result<(), StoreFault>);
+type WriteProof = (Instant, Result<(), DatabaseFault>);
 
 /// Takes over a valid connection.
 pub(super) async fn start(
@@ -144,9 +164,9 @@ pub(super) async fn start(
     options: SqliteConnectOptions,
     connection: SqliteConnection,
     readers: SqlitePool,
-    health: StoreHealth,
+    health: DatabaseHealth,
     reserve: DatabaseReserve,
-) -> Result<(Writer, JoinHandle<()>), StoreFault> {
+) -> Result<(Writer, JoinHandle<()>), DatabaseFault> {
     let files = DatabaseFiles::new(path, health.clone());
     let known = files.snapshot().await?;
     let (queue, requests) = mpsc::channel(1024);
@@ -171,41 +191,43 @@ pub(super) async fn start(
 
 impl Writer {
     /// Runs `f` in a transaction and answers once it is durable. An `Err` of `f` leaves no change in the database.
-    pub(super) async fn write<T, F>(&self, f: F) -> Result<T>
+    pub async fn write<T, E, F>(&self, f: F) -> Result<T, E>
     where
         T: Send + 'static,
-        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T>> + Send + 'static,
+        E: WriteError,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, E>> + Send + 'static,
     {
         self.write_and_tell(f, |_| {}).await
     }
 
     /// The same; the writer calls `tell` right after the commit, in the order of the commits, even if the caller no
     /// longer waits for its answer. Otherwise subscribers would miss the change.
-    pub(super) async fn write_and_tell<T, F, G>(&self, work: F, tell: G) -> Result<T>
+    pub async fn write_and_tell<T, E, F, G>(&self, work: F, tell: G) -> Result<T, E>
     where
         T: Send + 'static,
-        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T>> + Send + 'static,
+        E: WriteError,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T, E>> + Send + 'static,
         G: FnOnce(&T) + Send + 'static,
     {
         let (reply, answer) = oneshot::channel();
         self.send(Write { work, tell, reply, proves: false }, answer).await
     }
 
-    async fn send<T: 'static>(
+    async fn send<T: 'static, E: WriteError>(
         &self,
         request: impl WriteRequest + 'static,
-        answer: oneshot::Receiver<Result<T>>,
-    ) -> Result<T> {
-        self.queue.send(Box::new(request)).await.map_err(|_| StoreError::WriterGone)?;
-        answer.await.map_err(|_| StoreError::WriterGone)?
+        answer: oneshot::Receiver<Result<T, E>>,
+    ) -> Result<T, E> {
+        self.queue.send(Box::new(request)).await.map_err(|_| DatabaseError::WriterGone)?;
+        answer.await.map_err(|_| DatabaseError::WriterGone)?
     }
 
-    pub(super) fn health(&self) -> &StoreHealth {
+    pub fn health(&self) -> &DatabaseHealth {
         &self.health
     }
 
     /// Tests by writing whether a write reaches the disk.
-    pub(super) async fn prove(&self) -> Result<(), StoreFault> {
+    pub async fn prove(&self) -> Result<(), DatabaseFault> {
         // Writes succeed, but the service takes no new work.
         if let Some(fault) = self.health.low() {
             return Err(fault);
@@ -220,7 +242,7 @@ impl Writer {
         let (probe, answer) = probe(if self.health.fault().is_some() { PROBE } else { 16 });
         let result = match timeout(PROOF_WITHIN, self.send(probe, answer)).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(StoreError::Fault(fault))) => Err(fault),
+            Ok(Err(DatabaseError::Fault(fault))) => Err(fault),
             Ok(Err(error)) => Err(self.health.unwritable(error.to_string())),
             Err(_) => Err(self.health.too_slow(PROOF_WITHIN)),
         };
@@ -230,10 +252,10 @@ impl Writer {
 }
 
 /// A write that only tests whether writes succeed.
-fn probe(bytes: i64) -> (impl WriteRequest, oneshot::Receiver<Result<()>>) {
+fn probe(bytes: i64) -> (impl WriteRequest, oneshot::Receiver<Result<(), DatabaseError>>) {
     fn work<F>(f: F) -> F
     where
-        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<()>>,
+        F: for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<(), DatabaseError>>,
     {
         f
     }
@@ -257,7 +279,7 @@ struct Task {
     readers: SqlitePool,
     files: DatabaseFiles,
     known: FilesSnapshot,
-    health: StoreHealth,
+    health: DatabaseHealth,
     /// Whether the whole file has to be checked before the next write.
     suspect: bool,
     pause: Duration,
@@ -370,13 +392,13 @@ impl Task {
     }
 
     /// Records the fault and returns the current one. The next try waits a little.
-    fn failed(&mut self, fault: StoreFault) -> StoreFault {
+    fn failed(&mut self, fault: DatabaseFault) -> DatabaseFault {
         self.try_at = clock::monotonic() + self.pause;
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         self.health.fails(fault)
     }
 
-    async fn commit(&mut self, batch: &mut Batch, finish: &mut Vec<Finish>) -> Result<(), StoreFault> {
+    async fn commit(&mut self, batch: &mut Batch, finish: &mut Vec<Finish>) -> Result<(), DatabaseFault> {
         if let Some(fault) = self.health.fault()
             && fault.kind == FaultKind::Damaged
         {
@@ -403,7 +425,7 @@ impl Task {
     }
 
     /// The connection, reopened if the last one was dropped.
-    async fn open(&mut self) -> Result<SqliteConnection, StoreFault> {
+    async fn open(&mut self) -> Result<SqliteConnection, DatabaseFault> {
         if let Some(connection) = self.connection.take() {
             return Ok(connection);
         }
@@ -416,7 +438,7 @@ impl Task {
 
     /// Checks whether the files are still the ones that are open, and whether only this service has written to them.
     /// Returns whether something was written since the last check.
-    async fn look(&mut self) -> Result<bool, StoreFault> {
+    async fn look(&mut self) -> Result<bool, DatabaseFault> {
         match self.files.compare(&mut self.known).await {
             Ok(Compared::Same { wrote }) => {
                 if self.suspect {
@@ -436,7 +458,7 @@ impl Task {
         }
     }
 
-    async fn check(&mut self, seen: FilesSnapshot) -> Result<(), StoreFault> {
+    async fn check(&mut self, seen: FilesSnapshot) -> Result<(), DatabaseFault> {
         if integrity::is_quick(seen.size) {
             let checked = timeout(OPEN_WITHIN, integrity::check_beside(&self.path, Depth::Pages)).await;
             checked.map_err(|_| self.health.too_slow(OPEN_WITHIN))?.map_err(|error| found(&self.health, error))?;
@@ -496,7 +518,7 @@ type Batch = std::vec::IntoIter<Box<dyn WriteRequest>>;
 /// not run are still in `batch`.
 async fn transact(
     connection: &mut SqliteConnection,
-    health: &StoreHealth,
+    health: &DatabaseHealth,
     batch: &mut Batch,
     finish: &mut Vec<Finish>,
 ) -> sqlx::Result<()> {
@@ -530,24 +552,22 @@ async fn transact(
 }
 
 /// Answers a failed request. An error: more than that request failed.
-fn give_up(failure: WriteFailure, rolled_back: sqlx::Result<()>, health: &StoreHealth) -> sqlx::Result<()> {
-    let WriteFailure { error, answer } = failure;
-    let doubt = match (error, rolled_back) {
-        (StoreError::Sqlite(error), rolled_back) if meaning(&error) != Meaning::Statement || rolled_back.is_err() => {
-            error
-        }
-        (error, Ok(())) => {
-            answer(error);
+fn give_up(failure: WriteFailure, rolled_back: sqlx::Result<()>, health: &DatabaseHealth) -> sqlx::Result<()> {
+    let WriteFailure { sqlite, answer } = failure;
+    let doubt = match (sqlite, rolled_back) {
+        (Some(error), rolled_back) if meaning(&error) != Meaning::Statement || rolled_back.is_err() => error,
+        (own, Ok(())) => {
+            answer(FailureAnswer::Own(own));
             return Ok(());
         }
         (_, Err(error)) => error,
     };
-    answer(health.fault_of(&doubt).into());
+    answer(FailureAnswer::Fault(health.fault_of(&doubt)));
     Err(doubt)
 }
 
 /// Checks a database that is too large to be checked while requests wait.
-pub(super) async fn check_later(path: PathBuf, depth: Depth, health: StoreHealth) {
+pub(super) async fn check_later(path: PathBuf, depth: Depth, health: DatabaseHealth) {
     match integrity::check_beside(&path, depth).await {
         Ok(()) => tracing::debug!("the check of the whole database found no damage"),
         Err(error) => match found(&health, error) {
@@ -557,7 +577,7 @@ pub(super) async fn check_later(path: PathBuf, depth: Depth, health: StoreHealth
     }
 }
 
-fn found(health: &StoreHealth, error: CheckError) -> StoreFault {
+fn found(health: &DatabaseHealth, error: CheckError) -> DatabaseFault {
     match error {
         CheckError::Found(what) => health.damaged(&what),
         CheckError::Sqlite(error) => health.fault_of(&error),
