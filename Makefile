@@ -84,7 +84,7 @@ docs: ## Build the documentation site into target/docs
 deny: ## Licences, sources, duplicates and known vulnerabilities of the dependencies
 	@.ci/test.sh deny
 
-bench: deps build image ## All measurements, each against its anchor (tables, and target/bench/*.json)
+bench: deps build image ## All measurements, each against its anchor (tables, and target/bench/*.json; BENCH_BESIDE=OLD_BINARY: against another build)
 	@benches/run.sh
 
 bench-pull: ## Pulling an image against skopeo and the machine's limits (BENCH_GIB=8; minutes, 19 GiB of disk and 10 that stay free)

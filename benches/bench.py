@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """Measures Mayfly against a reference, both in the same run, with real guests.
 
-    [BENCH_ROUNDS=3] bench.py turnaround|destroy|footprint [--quick]
+    [BENCH_ROUNDS=3] bench.py turnaround|destroy|footprint|create [--quick] [--beside OLD_BINARY]
 
 Prints a table and writes target/bench/<name>.json: name, ratio (or value), goal, raw samples. Machines are noisy: the figures
-to compare are ratios and medians of one run, never seconds of two.
+to compare are ratios and medians of one run, never seconds of two. `--beside` measures another build of Mayfly in turns with
+this one, and writes target/bench/<name>-beside.json. `create` has no reference but that: it is for comparing builds.
 """
 
 import argparse
+import http.client
 import json
 import os
 import pathlib
@@ -38,7 +40,8 @@ IMAGE = pathlib.Path(os.environ.get("MAYFLY_TEST_IMAGE", pathlib.Path.home() / "
 class Serve:
     """A real service with its own data directory."""
 
-    def __init__(self, slots=2, directory=None, settings=None):
+    def __init__(self, slots=2, directory=None, settings=None, binary=None):
+        self.binary = binary or BINARY
         self.settings = settings or {}
         self.own = directory is None
         self.dir = pathlib.Path(directory or tempfile.mkdtemp(prefix="mfb", dir="/tmp"))
@@ -56,7 +59,7 @@ class Serve:
         self.log = open(self.dir / "serve.log", "ab", buffering=0)
         begun = time.monotonic()
         self.process = subprocess.Popen(
-            [BINARY, "--data-dir", self.dir, "serve"], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            [self.binary, "--data-dir", self.dir, "serve"], env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
         self.url = None
@@ -217,8 +220,8 @@ class Loop:
         threading.Thread(target=follow, daemon=True).start()
 
 
-def mayfly_turnaround(count):
-    serve = Serve(slots=2)
+def mayfly_turnaround(count, binary):
+    serve = Serve(slots=2, binary=binary)
     try:
         serve.start()
         serve.template()
@@ -237,16 +240,20 @@ def mayfly_turnaround(count):
         serve.stop()
 
 
-def turnaround(quick):
+def turnaround(quick, beside):
     count, rounds = (4, 1) if quick else (20, int(os.environ.get("BENCH_ROUNDS", "3")))
-    mayfly, hooked, bare = [], [], []
+    mayfly, old, hooked, bare = [], [], [], []
     for n in range(rounds):
         # Measured in turns, so that other load of the machine affects all of them equally.
         hooked.append(Loop(True).run(count))
-        mayfly.append(mayfly_turnaround(count))
+        mayfly.append(mayfly_turnaround(count, BINARY))
+        if beside:
+            old.append(mayfly_turnaround(count, beside))
         bare.append(Loop(False).run(count))
-        print(f"round {n + 1}: mayfly {mayfly[-1]:.1f} s, loop {hooked[-1]:.1f} s, loop without hooks {bare[-1]:.1f} s",
-              flush=True)
+        print(f"round {n + 1}: mayfly {mayfly[-1]:.1f} s, loop {hooked[-1]:.1f} s, loop without hooks {bare[-1]:.1f} s"
+              f"{f', the other build {old[-1]:.1f} s' if beside else ''}", flush=True)
+    if beside:
+        return report_beside("turnaround", "s", {f"{count} jobs on 2 slots": (mayfly, old)})
     ratio = statistics.median(mayfly) / statistics.median(hooked)
     report(
         "turnaround", "s", "ratio <= 1.05",
@@ -272,29 +279,46 @@ def quit_by_qmp(path):
     return sent, connection
 
 
-def destroy(quick):
-    rounds = 3 if quick else 12
-    serve = Serve(slots=2)
-    forced, alone = [], []
-    try:
-        serve.start()
-        serve.template()
-        for _ in range(rounds):
+class Forced:
+    """Two vms at a time: one is deleted by force, the other is ended by QMP alone."""
+
+    def __init__(self, binary):
+        self.serve = Serve(slots=2, binary=binary)
+        self.forced, self.alone = [], []
+
+    def rounds(self, count):
+        serve = self.serve
+        for _ in range(count):
             a, b = (serve.call("POST", "/vms", {"template": "micro", "runner": {"kind": "none"}})["id"] for _ in range(2))
             for vm in (a, b):
                 serve.wait(vm, "running")
             pid = serve.pid_of(a)
             begun = time.monotonic()
             serve.call("DELETE", f"/vms/{a}?force=true")
-            forced.append((gone(pid) - begun) * 1000)
+            self.forced.append((gone(pid) - begun) * 1000)
             pid = serve.pid_of(b)
             sent, connection = quit_by_qmp(serve.dir / "instances" / f"mayfly-{b}" / "qmp.sock")
-            alone.append((gone(pid) - sent) * 1000)
+            self.alone.append((gone(pid) - sent) * 1000)
             connection.close()
             for vm in (a, b):
                 serve.wait(vm, "deleted")
+
+
+def destroy(quick, beside):
+    measured = [Forced(binary) for binary in [BINARY, beside] if binary]
+    try:
+        for one in measured:
+            one.serve.start()
+            one.serve.template()
+        for _ in range(3 if quick else 12):
+            for one in measured:
+                one.rounds(1)
     finally:
-        serve.stop()
+        for one in measured:
+            one.serve.stop()
+    forced, alone = measured[0].forced, measured[0].alone
+    if beside:
+        return report_beside("destroy", "ms", {"DELETE force to process gone": (forced, measured[1].forced)})
     extra = statistics.median(forced) - statistics.median(alone)
     report("destroy", "ms", "extra <= 100 ms", {"DELETE force to process gone": forced, "QMP quit alone": alone},
            extra_ms=round(extra, 1), ratio=round(statistics.median(forced) / statistics.median(alone), 2))
@@ -329,49 +353,124 @@ def fill(database, count):
     db.close()
 
 
-def footprint(quick):
-    rows = 2_000 if quick else 100_000
-    serve = Serve(slots=2)
-    try:
+class Adopted:
+    """A service with many old vms and two that run, started again and again."""
+
+    def __init__(self, binary, rows):
+        self.serve = Serve(slots=2, binary=binary)
+        self.rows = rows
+        self.ready, self.vms = [], []
+
+    def prepare(self):
+        serve = self.serve
         serve.start()
         serve.template()
         vm = serve.call("POST", "/vms", {"template": "micro", "runner": {"kind": "none"}})["id"]
         serve.call("DELETE", f"/vms/{vm}?force=true")
         serve.wait(vm, "deleted")
-        vms = [serve.call("POST", "/vms", {"template": "micro", "runner": {"kind": "none"}})["id"] for _ in range(2)]
-        for vm in vms:
+        self.vms = [serve.call("POST", "/vms", {"template": "micro", "runner": {"kind": "none"}})["id"] for _ in range(2)]
+        for vm in self.vms:
             serve.wait(vm, "running")
         serve.process.send_signal(signal.SIGTERM)
         serve.process.wait(20)
-        fill(serve.dir / "mayfly.db", rows)
-        ready = []
-        for _ in range(3 if quick else 9):
-            ready.append(serve.start())
-            serve.call("GET", "/vms")
-            if len(ready) < (3 if quick else 9):
-                serve.process.send_signal(signal.SIGTERM)
-                serve.process.wait(20)
-        # After some use, not directly after the start.
+        fill(serve.dir / "mayfly.db", self.rows)
+
+    def restart(self):
+        if self.ready:
+            self.serve.process.send_signal(signal.SIGTERM)
+            self.serve.process.wait(20)
+        self.ready.append(self.serve.start())
+        self.serve.call("GET", "/vms")
+
+    def resident_after_use(self):
+        """Not directly after the start."""
         for _ in range(200):
-            serve.call("GET", "/vms?state=deleted&limit=200")
-            serve.call("GET", "/host")
-        resident = resident_mib(serve.process.pid)
-        for vm in vms:
-            serve.call("DELETE", f"/vms/{vm}?force=true")
-            serve.wait(vm, "deleted")
+            self.serve.call("GET", "/vms?state=deleted&limit=200")
+            self.serve.call("GET", "/host")
+        resident = resident_mib(self.serve.process.pid)
+        for vm in self.vms:
+            self.serve.call("DELETE", f"/vms/{vm}?force=true")
+            self.serve.wait(vm, "deleted")
+        return resident
+
+
+def footprint(quick, beside):
+    rows = 2_000 if quick else 100_000
+    measured = [Adopted(binary, rows) for binary in [BINARY, beside] if binary]
+    try:
+        for one in measured:
+            one.prepare()
+        for _ in range(3 if quick else 9):
+            for one in measured:
+                one.restart()
+        resident = [one.resident_after_use() for one in measured]
     finally:
-        serve.stop()
+        for one in measured:
+            one.serve.stop()
+    ready = measured[0].ready
+    if beside:
+        return report_beside("footprint", "s", {f"start to ready, {rows} rows, 2 vms adopted": (ready, measured[1].ready)},
+                             resident_mib=[round(mib, 1) for mib in resident])
     report("footprint", "s", "resident <= 30 MiB; start to ready <= 0.3 s",
            {f"start to ready, {rows} rows, 2 vms adopted": ready},
-           resident_mib=round(resident, 1), ratio=round(resident / 30, 2))
+           resident_mib=round(resident[0], 1), ratio=round(resident[0] / 30, 2))
+
+
+# --- create ----------------------------------------------------------------------
+
+
+def create(quick, beside):
+    """`POST /vms` over a connection that stays open. There are no slots, so that the vm is stored and waits."""
+    per_round, rounds = (20, 2) if quick else (200, 10)
+    settings = {"MAYFLY_DRIVERS__QEMU__ENABLED": "false", "MAYFLY_DRIVERS__FAKE__ENABLED": "true",
+                "MAYFLY_QUEUE__MAX_LENGTH": "100000"}
+    measured = [(Serve(slots=0, settings=settings, binary=binary), []) for binary in [BINARY, beside] if binary]
+    body = json.dumps({"template": "micro", "runner": {"kind": "command", "command": JOB}})
+    try:
+        for serve, _ in measured:
+            serve.start()
+            disk = serve.dir / "disk.raw"
+            disk.write_bytes(b"\x01" * 65536)
+            serve.call("POST", "/templates", {"name": "micro", "driver": "fake", "disk": str(disk), "cpus": 1, "memory_mib": 192})
+        for _ in range(rounds):
+            for serve, samples in measured:
+                connection = http.client.HTTPConnection(serve.url.split("//")[1], timeout=60)
+                headers = {"Authorization": "Bearer " + serve.token, "Content-Type": "application/json"}
+                for _ in range(per_round):
+                    begun = time.monotonic()
+                    connection.request("POST", "/vms", body, headers)
+                    answer = connection.getresponse()
+                    answer.read()
+                    samples.append((time.monotonic() - begun) * 1000)
+                    if answer.status != 201:
+                        raise SystemExit(f"POST /vms was answered with {answer.status}")
+                connection.close()
+    finally:
+        for serve, _ in measured:
+            serve.stop()
+    label = "POST /vms, stored"
+    if beside:
+        return report_beside("create", "ms", {label: (measured[0][1], measured[1][1])})
+    report("create", "ms", "none", {label: measured[0][1]})
+
+
+def report_beside(name, unit, rows, **more):
+    """`rows`: label → samples of this build and of the other one."""
+    samples, ratios = {}, {}
+    for label, (ours, old) in rows.items():
+        samples |= {label: ours, f"{label}, the other build": old}
+        ratios[label] = round(statistics.median(ours) / statistics.median(old), 3)
+    report(f"{name}-beside", unit, "not slower than the other build", samples, ratio=ratios, **more)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=["turnaround", "destroy", "footprint"])
+    parser.add_argument("name", choices=["turnaround", "destroy", "footprint", "create"])
     parser.add_argument("--quick", action="store_true", help="fewer samples, to test that the measurement works")
+    parser.add_argument("--beside", type=pathlib.Path, help="another build of Mayfly")
     arguments = parser.parse_args()
-    globals()[arguments.name](arguments.quick)
+    beside = arguments.beside.resolve(strict=True) if arguments.beside else None
+    globals()[arguments.name](arguments.quick, beside)
 
 
 if __name__ == "__main__":

@@ -31,19 +31,14 @@ REQUESTS = 200
 class Service(bench.Serve):
     def __init__(self, binary):
         super().__init__(settings={"MAYFLY_DRIVERS__QEMU__ENABLED": "false", "MAYFLY_DRIVERS__FAKE__ENABLED": "true",
-                                   "MAYFLY_LOG__LEVEL": "warn,mayfly::cli=info"})
-        self.binary = binary
+                                   "MAYFLY_LOG__LEVEL": "warn,mayfly::cli=info"}, binary=binary)
 
     def __enter__(self):
-        self.begin()
+        self.start()
         disk = self.dir / "disk.raw"
         disk.write_bytes(b"\x01" * 65536)
         self.call("POST", "/templates", {"name": "micro", "driver": "fake", "disk": str(disk), "cpus": 1, "memory_mib": 192})
         return self
-
-    def begin(self):
-        bench.BINARY = self.binary
-        self.start()
 
     def __exit__(self, *_):
         self.stop()
@@ -87,7 +82,7 @@ def fill(service, count):
                 db.executemany("INSERT INTO vm_labels VALUES (?, ?, ?)", [(new, "owner", "bench"), (new, "build", build)])
     db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     db.close()
-    service.begin()
+    service.start()
     return vm
 
 
