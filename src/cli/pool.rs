@@ -31,6 +31,12 @@ pub(super) enum PoolCommand {
     /// sets every option that is not given to its default. A pool that is set in mayfly.toml can only be changed
     /// there.
     Set(Box<Set>),
+    /// Give jobs no new vms from a pool
+    ///
+    /// Vms that the pool has run on until they end. The other settings of the pool stay as they are.
+    Disable { name: String },
+    /// Give jobs vms from a pool again
+    Enable { name: String },
     /// Remove a pool
     ///
     /// Jobs get no new vms from it. Existing vms run until they end.
@@ -77,7 +83,7 @@ pub(super) struct Set {
     /// Budget that differs from the template's, such as lifetime_seconds=2h; may be repeated
     #[arg(long = "budget", value_name = "NAME=VALUE", value_parser = budget)]
     budgets: Vec<(String, u32)>,
-    /// Give jobs no new vms until the pool is set again without this option
+    /// Give jobs no new vms until `mayfly pool enable`
     #[arg(long)]
     disabled: bool,
 }
@@ -93,6 +99,8 @@ pub(super) async fn run(command: PoolCommand, client: &ApiClient, json: bool) ->
             if json { output::json(&value)? } else { show(&client.view(&value)?)? }
         }
         PoolCommand::Set(args) => set(*args, client, json).await?,
+        PoolCommand::Disable { name } => enable(&name, false, client, json).await?,
+        PoolCommand::Enable { name } => enable(&name, true, client, json).await?,
         PoolCommand::Remove { name } => {
             client.delete(&["pools", &name], &[]).await?;
             if json {
@@ -125,7 +133,25 @@ async fn set(args: Set, client: &ApiClient, json: bool) -> Result<(), CommandFai
             body.insert(key.to_owned(), value);
         }
     }
-    let value = client.put(&["pools", &args.name], &body.into()).await?;
+    put(&args.name, body, client, json).await
+}
+
+/// What the API shows of a pool besides its settings.
+const NO_SETTINGS: [&str; 7] = ["name", "source", "vms", "jobs_waiting", "last_error", "created_at", "updated_at"];
+
+/// Changes only whether a pool takes jobs.
+async fn enable(name: &str, enabled: bool, client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
+    let Value::Object(mut pool) = client.get(&["pools", name], &[]).await? else {
+        return Err(CommandFailure::Other(format!("the answer of GET /pools/{name} is not an object")));
+    };
+    // A setting that only the service knows is sent back; without it, the service would set it to its default.
+    pool.retain(|key, _| !NO_SETTINGS.contains(&key.as_str()));
+    pool.insert("enabled".to_owned(), enabled.into());
+    put(name, pool, client, json).await
+}
+
+async fn put(name: &str, body: Map<String, Value>, client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
+    let value = client.put(&["pools", name], &body.into()).await?;
     if json {
         return output::json(&value);
     }

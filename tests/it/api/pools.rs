@@ -16,7 +16,10 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::{Api, Got, api, api_with_github, pointer};
-use crate::support::github::GitHub;
+use crate::support::{
+    Serve,
+    github::{GitHub, private_file},
+};
 
 /// A way to GitHub that nobody goes: nothing answers there.
 pub(super) fn nowhere() -> GitHubClient {
@@ -391,4 +394,43 @@ async fn what_github_still_allows_is_in_the_metrics() {
 async fn api_is_quiet() -> Got {
     let api = api().await;
     api.get("/metrics", &api.read).await
+}
+
+/// What the API shows of a pool, without the fields that are no settings, is a body that it takes.
+#[tokio::test]
+async fn the_command_line_disables_a_pool_and_keeps_its_settings() {
+    let serve = Serve::prepared(|dir| {
+        private_file(&dir.join("token"), "ghp_hush-hush\n");
+        let settings = [
+            ("MAYFLY_GITHUB__TOKEN_FILE", "token"),
+            ("MAYFLY_GITHUB__API_URL", "http://127.0.0.1:9"),
+            ("MAYFLY_DRIVERS__QEMU__ENABLED", "false"),
+            ("MAYFLY_DRIVERS__FAKE__ENABLED", "true"),
+        ];
+        settings.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
+    })
+    .await;
+    let disk = serve.dir.join("disk.raw");
+    std::fs::write(&disk, vec![1; 65536]).unwrap();
+    let template = json!({"name": "micro", "driver": "fake", "disk": disk, "cpus": 1, "memory_mib": 64});
+    assert_eq!(serve.post("/templates", template).await.0, 201);
+    let mut body = body();
+    body["cpus"] = 2.into();
+    body["max_vms"] = 3.into();
+    body["repositories"] = json!(["acme/*"]);
+    body["budgets"] = json!({"lifetime_seconds": 600});
+    let (status, made) = serve.send(Method::PUT, "/pools/linux", Some(body)).await;
+    assert_eq!(status, 201, "{made}");
+    for (verb, enabled) in [("disable", false), ("disable", false), ("enable", true)] {
+        let mut mayfly = tokio::process::Command::new(env!("CARGO_BIN_EXE_mayfly"));
+        let mayfly = mayfly.env_clear().arg("--data-dir").arg(&serve.dir).args(["pool", verb, "linux"]);
+        let done = mayfly.output().await.unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let (mut expected, mut seen) = (made.clone(), serve.get("/pools/linux").await);
+        expected["enabled"] = enabled.into();
+        for pool in [&mut expected, &mut seen] {
+            pool["updated_at"].take();
+        }
+        assert_eq!(seen, expected, "{verb}");
+    }
 }

@@ -78,6 +78,29 @@ async fn a_pool_is_set_with_what_was_given_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_pool_is_disabled_and_enabled_with_its_other_settings_kept() {
+    let (double, mayfly) = both().await;
+    // `later` is a setting that this command line does not know.
+    let there = pool(json!({"cpus": 4, "repositories": ["acme/app"], "later": {"a": 1}}));
+    double.on("GET /pools/macos", 200, there);
+    for (verb, enabled, said) in [
+        ("disable", false, "macos  is disabled, and would take jobs of acme that ask for self-hosted, macos\n"),
+        ("enable", true, "macos  takes jobs of acme that ask for self-hosted, macos\n"),
+    ] {
+        double.on("PUT /pools/macos", 200, pool(json!({"enabled": enabled})));
+        assert_eq!(mayfly.run(&["pool", verb, "macos"]).await.ends(0).out, said);
+        let body = json!({
+            "template": "macos-tahoe", "scope": "acme", "labels": ["self-hosted", "macos"], "group": null,
+            "repositories": ["acme/app"], "max_vms": 2, "warm": 0, "cpus": 4, "memory_mib": null, "network": null,
+            "budgets": {"idle_seconds": null, "lifetime_seconds": null}, "enabled": enabled, "later": {"a": 1},
+        });
+        assert_eq!((double.last().method, double.last().body), (Method::PUT, body));
+    }
+    double.problem("GET /pools/linux", 404, "pool.not_found", "there is no pool linux");
+    assert!(mayfly.run(&["pool", "disable", "linux"]).await.ends(1).err.contains("there is no pool linux"));
+}
+
+#[tokio::test]
 async fn pools_are_listed_shown_and_removed() {
     let (double, mayfly) = both().await;
     double.on("GET /pools", 200, json!({"items": []}));
