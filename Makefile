@@ -19,7 +19,7 @@ export MAYFLY_TEST_IMAGE ?= $(CACHE)/images/micro
 COMMIT = $(shell git describe --always --abbrev=12 --exclude '*' --dirty=+ 2>/dev/null)
 BUILD_RELEASE = MAYFLY_COMMIT=$(or $(MAYFLY_COMMIT),$(COMMIT),unknown) cargo build --release --locked --bin mayfly
 
-.PHONY: help run test deps test-deps build install deb dist image docs-blocks lint check-macos unit guest-tests fuzz sqlx openapi docs deny bench bench-pull bench-load bench-build paths e2e-github e2e-gitea e2e-buildkite e2e-garm e2e-gitlab e2e-myshoes network conformance-cloud-hypervisor campaign soak clean
+.PHONY: help run test deps test-deps build install uninstall deb dist image docs-blocks lint check-macos unit guest-tests fuzz sqlx openapi docs deny bench bench-pull bench-load bench-build paths e2e-github e2e-gitea e2e-buildkite e2e-garm e2e-gitlab e2e-myshoes network conformance-cloud-hypervisor campaign soak clean
 
 help: ## This list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' Makefile | column -t -s '	'
@@ -39,6 +39,9 @@ build: deps ## Build the binary (release)
 # Builds nothing, because it is run as root, which has no Rust toolchain.
 install: ## Install what make build built: program, completions, manual pages, unit (PREFIX=/usr/local DESTDIR=)
 	@DESTDIR="$(DESTDIR)" PREFIX="$(or $(PREFIX),/usr/local)" BINARY="$(CARGO_TARGET_DIR)/release/mayfly" deploy/install.sh
+
+uninstall: ## Remove what make install installed (PREFIX=/usr/local DESTDIR=); data and user are kept
+	@DESTDIR="$(DESTDIR)" PREFIX="$(or $(PREFIX),/usr/local)" deploy/install.sh --remove
 
 deb: build ## Build the Debian package (target/debian)
 	@BINARY="$(CARGO_TARGET_DIR)/release/mayfly" OUT="$(CARGO_TARGET_DIR)/debian" deploy/debian/build.sh

@@ -2,7 +2,9 @@
 # Installs a built Mayfly: program, completions, manual pages, documents and, on Linux, the unit for systemd.
 #
 #   [DESTDIR=] [PREFIX=/usr/local] [BINARY=target/release/mayfly] deploy/install.sh
+#   [DESTDIR=] [PREFIX=/usr/local] deploy/install.sh --remove
 #
+# --remove removes what was installed, and neither the user nor any data.
 # DESTDIR is put before every path, for packages. A later run replaces what an earlier one installed and touches nothing else.
 # For a package of another system: SYSTEM=Linux or Darwin, and as WRITER a mayfly of the same sources that runs here, which
 # writes the completions and the manual.
@@ -18,11 +20,33 @@ case $PREFIX in
     exit 2
     ;;
 esac
+to=$DESTDIR$PREFIX
+manual=$to/share/man/man1
+case ${1:-} in
+'') ;;
+--remove)
+    rm -f "$to/bin/mayfly" \
+        "$to/share/bash-completion/completions/mayfly" \
+        "$to/share/zsh/site-functions/_mayfly" \
+        "$to/share/fish/vendor_completions.d/mayfly.fish" \
+        "$manual/mayfly.1" "$manual"/mayfly-*.1 \
+        "$to/share/doc/mayfly/README.md" "$to/share/doc/mayfly/LICENSE" "$to/share/doc/mayfly/examples/mayfly.toml" \
+        "$to/lib/systemd/system/mayfly.service" \
+        "$to/lib/sysusers.d/mayfly.conf"
+    # Other files may be in them.
+    rmdir "$to/share/doc/mayfly/examples" "$to/share/doc/mayfly" 2>/dev/null || :
+    echo "removed Mayfly below $to; with systemd: sudo systemctl daemon-reload"
+    exit 0
+    ;;
+*)
+    echo "install.sh: unknown argument $1; the only one is --remove" >&2
+    exit 2
+    ;;
+esac
 if [ ! -x "$BINARY" ]; then
     echo "install.sh: there is no program $BINARY: run \`make build\` first, or name another one with BINARY" >&2
     exit 1
 fi
-to=$DESTDIR$PREFIX
 umask 022
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -44,9 +68,9 @@ put 0644 "$work/zsh" "$to/share/zsh/site-functions/_mayfly"
 put 0644 "$work/fish" "$to/share/fish/vendor_completions.d/mayfly.fish"
 "$WRITER" manual "$work/man"
 # Pages of commands that no longer exist.
-rm -f "$to/share/man/man1/mayfly.1" "$to/share/man/man1"/mayfly-*.1
+rm -f "$manual/mayfly.1" "$manual"/mayfly-*.1
 for page in "$work"/man/*.1; do
-    put 0644 "$page" "$to/share/man/man1/${page##*/}"
+    put 0644 "$page" "$manual/${page##*/}"
 done
 put 0644 deploy/mayfly.toml "$to/share/doc/mayfly/examples/mayfly.toml"
 put 0644 README.md "$to/share/doc/mayfly/README.md"

@@ -91,7 +91,10 @@ dpkg -P mayfly >/tmp/log 2>&1 || { cat /tmp/log; fail "it is not purged"; }
 [ -s /var/lib/mayfly/mayfly.db ] || fail "the data was removed without a question"
 grep -q 'was kept' /tmp/log || fail "the purge does not say that the data was kept"
 
+touch /usr/local/bin/mayfly
 dpkg -i "$1" >/tmp/log 2>&1 || { cat /tmp/log; fail "it is not installed again"; }
+grep -q '^mayfly: /usr/local/bin/mayfly is used instead' /tmp/log || fail "a program that hides the package's is not named"
+rm /usr/local/bin/mayfly
 echo 'mayfly mayfly/remove-data boolean true' | debconf-set-selections
 dpkg -P mayfly >/tmp/log 2>&1 || { cat /tmp/log; fail "it is not purged"; }
 files >/tmp/after

@@ -122,6 +122,19 @@ class Archives(unittest.TestCase):
         self.assertTrue({"mayfly.1", "mayfly-vm-logs.1"} <= pages, pages)
         self.assertIn("_mayfly", (prefix / "share/bash-completion/completions/mayfly").read_text())
 
+    def test_what_is_installed_is_removed_and_nothing_else(self):
+        prefix = self.work / "removed"
+        own = prefix / "share/man/man1/mayflower.1"
+        own.parent.mkdir(parents=True)
+        own.write_text("another program's")
+        files = lambda: sorted(path for path in prefix.rglob("*") if not path.is_dir())
+        run("deploy/install.sh", PREFIX=prefix, BINARY=self.stand_in, WRITER=self.program)
+        self.assertGreater(len(files()), 20)
+        for _ in range(2):
+            run("deploy/install.sh", "--remove", PREFIX=prefix)
+            self.assertEqual(files(), [own])
+        self.assertEqual(run("deploy/install.sh", "--purge", PREFIX=prefix, check=False).returncode, 2)
+
     def test_unknown_systems_are_refused(self):
         ran = run("deploy/release/archive.sh", "x86_64-pc-windows-msvc", check=False, BINARY=self.program, OUT=self.work / "no")
         self.assertEqual(ran.returncode, 2)

@@ -1,8 +1,8 @@
 //! Trials of accelerators: the first guests under an accelerator.
 //!
 //! A probe does less than a guest does. So until one guest was reached under an accelerator, all guests under it are
-//! on trial: one that its hypervisor gives up, or that is silent for too long, disables the accelerator, and guests
-//! are emulated from then on. Both results are stored beside the probe's, and are valid while their inputs are
+//! a trial: if the hypervisor stops one of them with an error, or one is silent for too long, the accelerator is
+//! disabled, and guests are emulated from then on. Both results are stored beside the probe's, and are valid while their inputs are
 //! unchanged: the host's boot and kernel, QEMU, the device. A file in the guest's directory marks a trial, because
 //! the service may have been restarted when the guest fails.
 

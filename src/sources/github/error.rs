@@ -13,7 +13,7 @@ pub enum GitHubError {
     /// Found locally, before any request was sent.
     #[error("cannot send requests to GitHub: {what}")]
     Settings { what: String },
-    #[error("{server} does not accept who asks for {what}: {said}")]
+    #[error("{server} rejects the credentials of the request for {what}: {said}")]
     BadCredentials { server: String, what: String, said: String },
     /// `accepted`: the permission that GitHub requires.
     #[error("{server} does not allow {what}{}: {said}", needs(.accepted))]

@@ -93,7 +93,7 @@ mod tests {
             let said = text(status, &headers);
             assert!(said.contains("(needs organization_self_hosted_runners=write)"), "{said}");
         }
-        assert!(text(401, &headers).contains("does not accept who asks for the runners of acme: no"));
+        assert!(text(401, &headers).contains("rejects the credentials of the request for the runners of acme: no"));
         assert!(text(503, &headers).contains("cannot be reached"));
         assert!(text(422, &headers).contains("with 422: no"));
     }
