@@ -431,13 +431,13 @@ class Path:
 
 PATHS = {
     "post": Path("POST /vms",
-                 [entered("http::vms::create_vm"), entered("store::ledger::open"), committed, driver_verb("create", "start")],
+                 [entered("http::vms::create_vm"), entered("store::ledger::(open|create_vm)"), committed, driver_verb("create", "start")],
                  [("to the commit", 6, 2), ("from there to the driver", 6, 3)], through=entered("store::ledger::place")),
     "delete": Path("DELETE /vms/{id}",
                    [entered("http::vms::end_vm"), entered("store::ledger::apply"), committed, driver_verb("stop", "destroy")],
                    [("to the commit", 6, 2), ("from there to the driver", 4, 3)]),
     "webhook": Path("POST /webhooks/github",
-                    [entered("http::webhooks::take_(github_)?webhook"), entered("store::ledger::open"), committed],
+                    [entered("http::webhooks::take_(github_)?webhook"), entered("store::ledger::(open|create_vm)"), committed],
                     [("to the commit of the vm's row", 8, 2)]),
     "pull": Path("POST /templates, an image",
                  [entered("http::templates::create::create_template"), entered("store::pulls::open"), committed],

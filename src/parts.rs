@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use crate::{
     domain::capacity::Capacity,
-    drivers::{inspector::HostInspector, registry::Registry},
+    drivers::{inspector::HostInspector, registry::DriverRegistry},
     platform::Clock,
     registry::{logins::Logins, s3::S3},
     sources::{Sources, github::runner_archives::RunnerArchives},
-    store::{Ledger, Reader, Vault, guest_heartbeats::Heartbeats, logs::Logs, pools::PoolFaults, tokens::TokenUses},
+    store::{
+        Ledger, Reader, Vault, guest_heartbeats::GuestHeartbeats, logs::Logs, pools::PoolFaults, tokens::TokenUses,
+    },
     templates::{
         Catalog,
         pull::{ProgressBoard, Puller},
@@ -23,10 +25,10 @@ pub struct Parts {
     pub reader: Reader,
     pub vault: Arc<Vault>,
     pub token_uses: TokenUses,
-    pub heartbeats: Heartbeats,
+    pub heartbeats: GuestHeartbeats,
     pub logs: Logs,
     pub pool_faults: PoolFaults,
-    pub drivers: Arc<Registry>,
+    pub drivers: Arc<DriverRegistry>,
     pub host: HostInspector,
     pub capacity: Capacity,
     pub catalog: Arc<Catalog>,

@@ -175,7 +175,7 @@ pub mod gateway {
 #[path = "../../src/templates/layouts/payload.rs"]
 pub mod payload;
 
-/// Disks that somebody else made. The parsers read files, so each input is put into one in memory.
+/// Untrusted disks. The parsers read files, so each input is put into one in memory.
 #[path = "../../src/templates"]
 pub mod templates {
     use std::{fs::File, io::Write as _, sync::Arc};
@@ -183,7 +183,7 @@ pub mod templates {
     #[allow(dead_code, reason = "the service uses more of it")]
     mod qcow2;
     #[allow(dead_code, reason = "the service uses more of it")]
-    mod work;
+    mod read_budget;
 
     #[path = "layouts/linux"]
     mod linux {
@@ -197,7 +197,7 @@ pub mod templates {
             file_system::{GuestFileSystem, PartitionContent},
             partitions,
         },
-        work::Work,
+        read_budget::ReadBudget,
     };
 
     fn file(parts: &[(u64, &[u8])], length: u64) -> File {
@@ -213,9 +213,9 @@ pub mod templates {
     /// The size of the disk in an image with these bytes, followed by a hole.
     pub fn check_qcow2(bytes: &[u8], hole: u64) -> Result<u64, String> {
         let file = file(&[(0, bytes)], bytes.len() as u64 + hole);
-        let work = Work::bounded_by(&file).expect("it is a file");
-        qcow2::layer(&file, &work)?;
-        qcow2::check(&file, &work)
+        let budget = ReadBudget::bounded_by(&file).expect("it is a file");
+        qcow2::layer(&file, &budget)?;
+        qcow2::check(&file, &budget)
     }
 
     /// What is found in a disk: the kernels of each file system, and the bytes that were copied.
@@ -232,12 +232,12 @@ pub mod templates {
             }
         }
         let file = file(&[(0, disk)], disk.len() as u64);
-        let work = Arc::new(Work::bounded_by(&file).expect("it is a file"));
+        let budget = Arc::new(ReadBudget::bounded_by(&file).expect("it is a file"));
         let mut copied = Counted(0);
         for partition in partitions::partitions(&file)? {
             assert!(partition.start + partition.bytes <= disk.len() as u64);
             let disk = file.try_clone().expect("a descriptor");
-            let PartitionContent::System(system) = GuestFileSystem::load(disk, &partition, &work) else { continue };
+            let PartitionContent::System(system) = GuestFileSystem::load(disk, &partition, &budget) else { continue };
             for dir in ["/boot", "/"] {
                 for version in system.kernels(dir).unwrap_or_default() {
                     assert!(!version.contains('/'));

@@ -14,7 +14,7 @@ pub mod gitlab;
 mod names;
 pub mod nesting;
 mod parent;
-mod patient_client;
+mod retrying_client;
 pub mod shoes;
 mod vm_life;
 mod vm_settings;

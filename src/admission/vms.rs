@@ -7,8 +7,8 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::{
     domain::{
-        Budgets, Code, Error, GuestRole, Pool, RemoteId, ResolvedSpec, Result, SizeRequest, SourceKind, SourceName,
-        TemplateSource, Vm, VmId, VmRequest,
+        Budgets, Code, Error, GuestRole, Pool, RemoteId, ResolvedSpec, Result, SourceKind, SourceName,
+        TemplateOverrides, TemplateSource, Vm, VmId, VmRequest,
         capacity::Capacity,
         job_env::check_env,
         name::{NAME_RULE, is_name},
@@ -19,7 +19,7 @@ use crate::{
         token_limits::TokenLimits,
         vm_spec::{NetworkUser, VmSpec, kept_at_most},
     },
-    drivers::{inspector::HostInspector, registry::Registry},
+    drivers::{inspector::HostInspector, registry::DriverRegistry},
     parts::Parts,
     platform::{Clock, clock},
     registry::oci::reference::{Reference, ReferenceError, ReferenceTarget},
@@ -27,8 +27,8 @@ use crate::{
     store::{
         Ledger, Reader, Vault,
         idempotency::RequestHash,
-        ledger::{Admission, IdempotencyKey, KeyOwner, NewVm, Opened, TokenQuota},
-        placement::{HostOffer, SlotDemand},
+        ledger::{Admission, IdempotencyKey, KeyOwner, NewVm, TokenQuota, VmCreation},
+        placement::{HostOffer, QueueSnapshot},
         pools::PoolFaults,
     },
     templates::{Catalog, TemplateLease, pull::Puller},
@@ -138,7 +138,7 @@ pub struct VmAdmission {
     vault: Arc<Vault>,
     catalog: Arc<Catalog>,
     puller: Puller,
-    drivers: Arc<Registry>,
+    drivers: Arc<DriverRegistry>,
     host: HostInspector,
     capacity: Capacity,
     clock: Clock,
@@ -209,10 +209,10 @@ impl VmAdmission {
             return Ok(Created { token, vm: Arc::new(vm), new: false });
         }
         // The lease lasts until the vm is in the database, from where pruning learns that the template is needed.
-        let (spec, _kept) = self.vm_spec(id, &request, requester).await?;
+        let (spec, _lease) = self.vm_spec(id, &request, requester).await?;
         let sealed = secrets.map(|s| self.vault.seal(id, &s.to_bytes()));
         let opened = self
-            .open(|admission| NewVm {
+            .store(|admission| NewVm {
                 spec: spec.clone(),
                 request_hash,
                 idempotency_key: idempotency_key.clone(),
@@ -222,7 +222,7 @@ impl VmAdmission {
             })
             .await?;
         let vm = opened.vm().clone();
-        let new = matches!(opened, Opened::Created(_));
+        let new = matches!(opened, VmCreation::Created(_));
         if new {
             // An image reference is the caller's own text, which must not become a label.
             let template = if is_name(&vm.spec.template) { vm.spec.template.clone() } else { "(image)".to_owned() };
@@ -233,18 +233,18 @@ impl VmAdmission {
     }
 
     /// Stores the vm, with a slot or a place in the queue.
-    async fn open(&self, new: impl Fn(Admission) -> NewVm) -> Result<Opened> {
+    async fn store(&self, new: impl Fn(Admission) -> NewVm) -> Result<VmCreation> {
         let queue = Admission::Queue { max_queued: self.settings.max_queued };
         let first = new(queue);
         let spec = match first.spec.resolved() {
             Some(spec) if first.spec.budgets.queue_seconds == 0 => spec.clone(),
-            _ => return Ok(self.ledger.open(first, self.clock.now()).await?),
+            _ => return Ok(self.ledger.create_vm(first, self.clock.now()).await?),
         };
         for tries_left in (0..TRIES_NOW).rev() {
-            let before = self.reader.demand().await?;
+            let before = self.reader.queue_snapshot().await?;
             // A repeated request gets its earlier answer, so an error of the inspection counts only for a new one.
             let room = self.room_now(&spec, before.clone()).await.map(Box::new);
-            match self.ledger.open(new(Admission::Slot(room)), self.clock.now()).await.map_err(Error::from) {
+            match self.ledger.create_vm(new(Admission::Slot(room)), self.clock.now()).await.map_err(Error::from) {
                 // A slot that was released during the inspection counts as taken, until a later inspection shows that
                 // it is free.
                 Err(error) if error.code == Code::SlotUnavailable && tries_left > 0 => {
@@ -263,15 +263,15 @@ impl VmAdmission {
     async fn template_source(
         &self,
         wanted: &str,
-        asked: SizeRequest,
+        asked: TemplateOverrides,
         user: NetworkUser<'_>,
         limits: Option<&TokenLimits>,
     ) -> Result<(String, TemplateSource, Budgets, Option<TemplateLease>)> {
         let capacity = self.capacity;
-        let known = |(template, kept): (Template, TemplateLease), shown: Option<String>| {
+        let known = |(template, lease): (Template, TemplateLease), shown: Option<String>| {
             let can = self.drivers.network_support(&template.driver);
-            let (spec, budgets) = asked.of(&template, &self.settings.budgets, &capacity, user, &can)?;
-            Ok((shown.unwrap_or(template.name), TemplateSource::Resolved(spec), budgets, Some(kept)))
+            let (spec, budgets) = asked.resolve(&template, &self.settings.budgets, &capacity, user, &can)?;
+            Ok((shown.unwrap_or(template.name), TemplateSource::Resolved(spec), budgets, Some(lease)))
         };
         if !wanted.contains('/') {
             // Before the catalog is asked: the token's holder need not learn which templates there are.
@@ -308,7 +308,7 @@ impl VmAdmission {
             )
             .retry_after(60));
         }
-        let budgets = asked.before(&self.settings.budgets, &capacity)?;
+        let budgets = asked.budgets_until_resolved(&self.settings.budgets, &capacity)?;
         Ok((image.to_string(), TemplateSource::Awaited { awaits: asked }, budgets, None))
     }
 
@@ -330,7 +330,7 @@ impl VmAdmission {
             return Err(Error::new(Code::RequestInvalid, "the guest of a failed vm would be kept for too long")
                 .field("/keep_on_failure/seconds", kept_at_most(most)));
         }
-        let asked = SizeRequest {
+        let asked = TemplateOverrides {
             cpus: request.cpus,
             memory_mib: request.memory_mib,
             network: request.network,
@@ -339,7 +339,7 @@ impl VmAdmission {
             limits: limits.map(TokenLimits::size).unwrap_or_default(),
         };
         let user = NetworkUser { runner, pool: requester.pool() };
-        let (template, source, budgets, kept) = self.template_source(&request.template, asked, user, limits).await?;
+        let (template, source, budgets, lease) = self.template_source(&request.template, asked, user, limits).await?;
         if let (Some(kind), Some(managed)) = (runner.source(), &source_runner)
             && managed.registration == Registration::Managed
         {
@@ -362,7 +362,7 @@ impl VmAdmission {
             budgets,
             instance_per_attempt: true,
         };
-        Ok((spec, kept))
+        Ok((spec, lease))
     }
 
     fn checked_name(&self, id: VmId, request: &VmRequest) -> Result<String> {
@@ -393,8 +393,8 @@ impl VmAdmission {
     }
 
     /// The capacity that the host offers to a vm that does not wait.
-    async fn room_now(&self, spec: &ResolvedSpec, before: SlotDemand) -> Result<HostOffer> {
-        let view = self.host.look(clock::monotonic(), ANSWER_WITHIN).await;
+    async fn room_now(&self, spec: &ResolvedSpec, before: QueueSnapshot) -> Result<HostOffer> {
+        let view = self.host.inspect_since(clock::monotonic(), ANSWER_WITHIN).await;
         let unavailable = |detail: String| Err(Error::new(Code::HostUnavailable, detail).retry_after(5));
         if !view.observed {
             return unavailable("the host's drivers are still being probed".to_owned());

@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use super::{error::StartError, store, templates::RegistryAccess};
 use crate::{
     domain::{Budgets, Pool, capacity::Capacity},
-    drivers::{inspector::HostInspector, registry::Registry},
+    drivers::{inspector::HostInspector, registry::DriverRegistry},
     parts::Parts,
     platform::{
         clock::{Clock, ClockReading},
@@ -34,7 +34,7 @@ const LOGS_SHARE: u64 = 4;
 pub struct Setup {
     pub data: DataDir,
     pub clock: Clock,
-    pub drivers: Registry,
+    pub drivers: DriverRegistry,
     pub capacity: Capacity,
     /// Whether foreign instances count against the capacity.
     pub count_foreign: bool,
@@ -52,7 +52,7 @@ pub struct Setup {
 
 impl Setup {
     /// Usual values, without any credentials.
-    pub fn new(data: DataDir, drivers: Registry, capacity: Capacity) -> Setup {
+    pub fn new(data: DataDir, drivers: DriverRegistry, capacity: Capacity) -> Setup {
         Setup {
             clock: Clock::steady(),
             drivers,

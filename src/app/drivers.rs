@@ -11,7 +11,7 @@ use crate::{
         fake::{Fake, FakeWorld},
         macosvm::{self, Macosvm},
         qemu::{self, Qemu},
-        registry::Registry,
+        registry::DriverRegistry,
         tart::{self, NetworkKind, Tart},
     },
     platform::data_dir::DataDir,
@@ -32,8 +32,8 @@ pub(super) fn check(config: &Config, data: &DataDir) -> Result<(), StartError> {
     Ok(())
 }
 
-pub(super) fn registry(config: &Config, data: &DataDir, own_path: &Path) -> Result<Registry, StartError> {
-    let mut registry = Registry::default();
+pub(super) fn registry(config: &Config, data: &DataDir, own_path: &Path) -> Result<DriverRegistry, StartError> {
+    let mut registry = DriverRegistry::default();
     let qemu = &config.drivers.qemu;
     if qemu.enabled {
         let settings = qemu::Settings {

@@ -1,3 +1,5 @@
+//! Why a start fails.
+
 use std::io;
 
 use crate::{platform::database::OpenError, reconcile::NetworkFault, store::vault};

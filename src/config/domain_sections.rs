@@ -37,7 +37,7 @@ pub(super) const BUDGETS: Schema = schema! {
         settle_seconds: u32 = Budgets::default().settle_seconds, in 1..=2_592_000;
         /// How long a guest may take to power down if its work may be unfinished, in seconds (0 to 600).
         stop_grace_seconds: u32 = Budgets::default().stop_grace_seconds, in 0..=600;
-        /// How long the guest of a vm that failed is kept running for a look, in seconds; it holds its slot. 0: not at
+        /// How long the guest of a vm that failed is kept running for debugging, in seconds; it holds its slot. 0: not at
         /// all. At most `slots.max_kept_seconds`; what is more counts as that.
         keep_on_failure_seconds: u32 = Budgets::default().keep_on_failure_seconds, in 0..=2_592_000;
         /// How often a vm is booted (1 to 10), each time from a fresh clone, before it is given up.
@@ -72,7 +72,7 @@ pub(super) const POOL_BUDGETS: Schema = schema! {
         settle_seconds: Option<u32> = None, shown as "the template's";
         /// How long a guest may take to power down if its work may be unfinished, in seconds (0 to 600).
         stop_grace_seconds: Option<u32> = None, shown as "the template's";
-        /// How long the guest of a vm that failed is kept running for a look, in seconds: 0 to `slots.max_kept_seconds`.
+        /// How long the guest of a vm that failed is kept running for debugging, in seconds: 0 to `slots.max_kept_seconds`.
         keep_on_failure_seconds: Option<u32> = None, shown as "the template's";
         /// How often a vm is booted (1 to 10), each time from a fresh clone, before it is given up.
         max_attempts: Option<u32> = None, shown as "the template's";

@@ -1,3 +1,5 @@
+//! Why a configuration is refused.
+
 use std::fmt;
 
 /// One setting that cannot be used.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{domain_sections::PoolTable, given::GivenSettings};
 use crate::{
-    domain::{Budgets, BudgetsPatch, Error, Pool, SizeRequest, SourceKind, SourceName, capacity::Capacity},
+    domain::{Budgets, BudgetsPatch, Error, Pool, SourceKind, SourceName, TemplateOverrides, capacity::Capacity},
     registry::oci::reference::{Reference, ReferenceError},
 };
 
@@ -63,7 +63,7 @@ pub(super) fn check(
         };
         // Missing labels were noted.
         let checked = if pool.labels.is_empty() { Ok(()) } else { pool.check() };
-        let asked = SizeRequest {
+        let asked = TemplateOverrides {
             cpus: pool.cpus,
             memory_mib: pool.memory_mib,
             network: pool.network,
@@ -74,7 +74,7 @@ pub(super) fn check(
             queue_seconds: usual.queue_seconds,
             limits: Default::default(),
         };
-        let fits = asked.before(usual, capacity).map(drop);
+        let fits = asked.budgets_until_resolved(usual, capacity).map(drop);
         for error in [checked, for_source, fits].into_iter().filter_map(Result::err) {
             refuse(given, &path, &error);
         }

@@ -109,14 +109,14 @@ budgets! {
     lifetime_seconds = 21600, 1 to 2592000;
     /// From the announced end to the proof that the runner has finished, in seconds.
     drain_seconds = 300, 1 to 2592000;
-    /// Upper limit to which `drain_seconds` is extended while GitHub reports the runner as busy, in seconds.
+    /// Upper limit to which `drain_seconds` is extended while the CI server reports the runner as busy, in seconds.
     drain_cap_seconds = 900, 1 to 2592000;
-    /// From GitHub's report that the runner has finished to the end of its guest, in seconds: time for the runner's
+    /// From the CI server's report that the runner has finished to the end of its guest, in seconds: time for the runner's
     /// last steps.
     settle_seconds = 10, 1 to 2592000;
     /// How long a guest may take to power down if its work may be unfinished, in seconds, before it is forced.
     stop_grace_seconds = 10, 0 to 600;
-    /// How long the guest of a vm that failed is kept running for a look, in seconds; it holds its slot. 0: not at all.
+    /// How long the guest of a vm that failed is kept running for debugging, in seconds; it holds its slot. 0: not at all.
     /// At most `slots.max_kept_seconds` of the configuration.
     keep_on_failure_seconds = 0, 0 to 2592000;
     /// How often a vm is booted, each time from a fresh clone, before it is given up.

@@ -17,7 +17,7 @@ use super::{
 pub const UNOBSERVED_DRAIN_SECONDS: u32 = 30;
 
 impl Vm {
-    /// The deadline at which GitHub's report that the runner has finished becomes the end of the guest.
+    /// The deadline at which the CI server's report that the runner has finished becomes the end of the guest.
     pub fn settle_deadline(&self) -> Option<(EndProof, Timestamp)> {
         let (proof, at) = self.done?;
         let waits = matches!(self.state, State::Booting | State::Configuring | State::Running | State::Draining);
@@ -39,7 +39,7 @@ impl Vm {
         let b = &self.spec.budgets;
         let away = SignedDuration::from_millis(self.away_ms);
         let since = |budget, limit| Some((budget, self.entered_at + seconds(limit) + away));
-        // For a budget that depends on GitHub: paused while GitHub cannot be reached, and extended by that time.
+        // For a budget that depends on the CI server: paused while that cannot be reached, and extended by that time.
         let waiting = |budget, at: Timestamp| match self.paused_at {
             Some(_) => None,
             None => Some((budget, at + SignedDuration::from_millis(self.paused_ms))),
@@ -79,7 +79,7 @@ impl Vm {
                 let end = self.entered_at + seconds(limit) + away;
                 Some((Budget::Drain, self.drain_until.map_or(end, |until| until.max(end))))
             }
-            // Neither GitHub nor the time in which the service was down extends it: it holds a slot.
+            // Neither the CI server nor the time in which the service was down extends it: it holds a slot.
             State::Kept => Some((Budget::KeepOnFailure, self.kept_until())),
             // Cleaning up is retried until it succeeds: giving up here would leak the slot or the disk.
             State::Stopping | State::Deleting | State::Deleted => None,
@@ -94,7 +94,7 @@ impl Vm {
             + seconds(match self.announced_by {
                 // The job has ended, or the end of the vm was requested: at most an upload is left.
                 Some(Announcer::Hook | Announcer::Admin) | None => b.drain_cap_seconds,
-                // The pool had no job for it, but GitHub gave it one, which may take the whole lifetime.
+                // The pool had no job for it, but the CI server gave it one, which may take the whole lifetime.
                 Some(Announcer::Pool) => b.lifetime_seconds,
             })
     }

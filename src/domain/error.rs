@@ -60,7 +60,7 @@ codes! {
     VmNotReady "vm.not_ready" 409 true "The vm has no guest that can be logged in to yet"
         "Try again when the vm is `running`; `mayfly vm wait` waits for that."
     VmEnded "vm.ended" 409 false "The vm has ended"
-        "Its logs are kept; a vm that is created with `keep_on_failure` keeps its guest for a look if it fails."
+        "Its logs are kept; a vm that is created with `keep_on_failure` keeps its guest for debugging if it fails."
     GuestAccessUnsupported "vm.access_unsupported" 422 false "Mayfly has no login for the guest of this vm"
         "Register the template again with `ssh_key` or `ssh_password`, for an SSH server in its guests that accepts it."
     SessionFailed "session.failed" 500 false "The session with the guest has failed"

@@ -36,11 +36,11 @@ pub enum Announcer {
 pub enum EndProof {
     /// The wrapper in the guest saw the runner program return.
     RunnerFinished,
-    /// Mayfly deregistered the idle runner at GitHub: it can get no job any more.
+    /// Mayfly deregistered the idle runner at its CI server: it can get no job any more.
     Deregistered,
-    /// GitHub no longer lists the runner, which it had listed before.
+    /// The CI server no longer lists the runner, which it had listed before.
     RunnerGone,
-    /// GitHub has the result of the job that this runner was given.
+    /// The CI server has the result of the job that this runner was given.
     JobCompleted,
 }
 
@@ -185,7 +185,7 @@ pub enum Event {
     InstanceGone {
         cause: GoneCause,
     },
-    /// A runner was registered at GitHub for this attempt.
+    /// A runner was registered at the CI server for this attempt.
     RunnerRegistered {
         runner: Registered,
     },
@@ -193,7 +193,7 @@ pub enum Event {
     JobChanged {
         job: JobRecord,
     },
-    /// GitHub does not answer, and this vm needs it for its next step: the wait counts against no budget.
+    /// The CI server does not answer, and this vm needs it for its next step: the wait counts against no budget.
     BudgetsPaused,
     BudgetsResumed,
     /// The service was down and could not receive the guest's reports: that time counts against none of the budgets
@@ -206,7 +206,7 @@ pub enum Event {
     ClockStepped {
         milliseconds: i64,
     },
-    /// GitHub reports the runner as busy: its result is awaited until then, within the cap.
+    /// The CI server reports the runner as busy: its result is awaited until then, within the cap.
     DrainExtended {
         until: Timestamp,
     },

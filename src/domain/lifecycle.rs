@@ -1,4 +1,4 @@
-//! THE table: the effect of each event in each state.
+//! The transition table: the effect of each event in each state.
 //!
 //! ```text
 //! queued ─▶ cloning ─▶ booting ─▶ configuring ─▶ running ─▶ draining ─▶ stopping ─▶ deleting ─▶ deleted
@@ -7,7 +7,7 @@
 //!    └────────────────────── the attempt failed, another follows ─────────────────────────┘
 //! ```
 //!
-//! A failed vm whose guest is kept for a look is `kept` before it is `stopping`.
+//! A failed vm whose guest is kept for debugging is `kept` before it is `stopping`.
 //!
 //! States name what is under way, events are facts in the past tense. The function is total and has no wildcard arm:
 //! a new state or event does not compile until its effect is defined everywhere. There is no other way to change a
@@ -20,7 +20,7 @@ use super::{event::EventKind, state::State};
 pub enum Verdict {
     /// The vm enters this state.
     Move(State),
-    /// The vm has ended while its guest runs. It enters `kept` if it failed and its guest is kept for a look, otherwise
+    /// The vm has ended while its guest runs. It enters `kept` if it failed and its guest is kept for debugging, otherwise
     /// `stopping`; which of them depends on the vm (`Vm::after_end`). A kept vm stays `kept` while that is so.
     End,
     /// Recorded; the vm stays where it is. A note that changes nothing of the vm is treated as `Ignore`.

@@ -74,4 +74,4 @@ pub use template::{Arch, GuestOs, Handover, Template};
 pub use template_event::TemplateEvent;
 pub use vm::Vm;
 pub use vm_request::{RunnerRequest, VmRequest};
-pub use vm_spec::{ResolvedSpec, SizeRequest, TemplateSource};
+pub use vm_spec::{ResolvedSpec, TemplateOverrides, TemplateSource};

@@ -35,7 +35,7 @@ pub enum State {
     Running,
     /// The end was announced; the runner is still uploading its result.
     Draining,
-    /// The vm failed, and its guest is kept for a look (`keep_on_failure`): it runs, and holds its slot.
+    /// The vm failed, and its guest is kept for debugging (`keep_on_failure`): it runs, and holds its slot.
     Kept,
     /// The hypervisor was asked to stop, is being forced, then killed.
     Stopping,

@@ -136,7 +136,7 @@ impl TokenLimits {
         Ok(())
     }
 
-    /// Refuses a runner of a source of jobs, whoever registers it.
+    /// Refuses a runner of a CI server, whether Mayfly or the caller registers it.
     pub fn check_runner(&self, runner: &SourceRunner) -> Result<()> {
         // Such a token was made for GitHub. On another server the same names may belong to others.
         let only_github = [SourceName::github().to_string()];

@@ -81,16 +81,16 @@ pub struct Vm {
     /// Other guests took its slot: it is placed again as soon as a slot is free.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub slot_taken: bool,
-    /// The registration of this attempt's runner at GitHub.
+    /// The registration of this attempt's runner at its CI server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registered: Option<Registered>,
-    /// The jobs that its runner was given; usually at most one, but GitHub decides.
+    /// The jobs that its runner was given; usually at most one, but the CI server decides.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub jobs: Vec<JobRecord>,
-    /// GitHub's report that the runner has finished, and its time.
+    /// The CI server's report that the runner has finished, and its time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub done: Option<(EndProof, Timestamp)>,
-    /// Since when budgets that wait for GitHub are paused.
+    /// Since when budgets that wait for the CI server are paused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused_at: Option<Timestamp>,
     /// How long the service was down since this state was entered, and by how much the clock was set meanwhile, in

@@ -58,7 +58,7 @@ pub struct VmRequest {
     /// Budgets that differ from the template's.
     #[serde(default)]
     pub budgets: BudgetsPatch,
-    /// Keep the guest running for a look if the vm fails. The same as the budget `keep_on_failure_seconds`.
+    /// Keep the guest running for debugging if the vm fails. The same as the budget `keep_on_failure_seconds`.
     #[serde(default)]
     pub keep_on_failure: Option<KeepOnFailure>,
 }

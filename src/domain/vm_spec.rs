@@ -81,9 +81,9 @@ pub struct ResolvedSpec {
     pub ready: Option<ReadyCheck>,
 }
 
-/// What a request sets or leaves to the template, kept until the template is known.
+/// What a request sets instead of the template, kept until the template is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SizeRequest {
+pub struct TemplateOverrides {
     pub cpus: Option<u32>,
     pub memory_mib: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -101,7 +101,7 @@ pub struct SizeRequest {
 #[serde(untagged)]
 pub enum TemplateSource {
     Resolved(ResolvedSpec),
-    Awaited { awaits: SizeRequest },
+    Awaited { awaits: TemplateOverrides },
 }
 
 /// For whom a vm is made, as far as its network depends on it.
@@ -112,22 +112,22 @@ pub struct NetworkUser<'a> {
     pub pool: Option<&'a str>,
 }
 
-impl SizeRequest {
+impl TemplateOverrides {
     /// The resolved values for a vm of this template, if a host of this capacity can ever run it, and the template's
-    /// driver `can` enforce the network mode. `usual`: budgets that neither the request nor the template sets.
-    pub fn of(
+    /// driver can enforce the network mode.
+    pub fn resolve(
         &self,
         template: &Template,
-        usual: &Budgets,
+        default_budgets: &Budgets,
         capacity: &Capacity,
         user: NetworkUser<'_>,
-        can: &NetworkSupport,
+        network_support: &NetworkSupport,
     ) -> Result<(ResolvedSpec, Budgets)> {
         let cpus = self.cpus.unwrap_or(template.cpus);
         let memory_mib = self.memory_mib.unwrap_or(template.memory_mib);
         fits(capacity, cpus, memory_mib)?;
         self.limits.check(cpus, memory_mib, template.disk_virtual_bytes)?;
-        let network = can.resolve(&template.driver, self.network_wish(template, user.pool), user.runner)?;
+        let network = network_support.resolve(&template.driver, self.network_wish(template, user.pool), user.runner)?;
         let spec = ResolvedSpec {
             template_digest: template.digest.clone(),
             driver: template.driver.clone(),
@@ -138,7 +138,7 @@ impl SizeRequest {
             network: Some(network),
             ready: template.ready.clone(),
         };
-        Ok((spec, self.budgets(&template.budgets.on(usual), capacity)?))
+        Ok((spec, self.budgets(&template.budgets.on(default_budgets), capacity)?))
     }
 
     /// The request or its pool precedes the template.
@@ -151,11 +151,11 @@ impl SizeRequest {
 
     /// Validates what does not depend on the template, and returns the budgets that apply until the template is
     /// known.
-    pub fn before(&self, usual: &Budgets, capacity: &Capacity) -> Result<Budgets> {
+    pub fn budgets_until_resolved(&self, default_budgets: &Budgets, capacity: &Capacity) -> Result<Budgets> {
         let (cpus, memory_mib) = (self.cpus.unwrap_or(1), self.memory_mib.unwrap_or(LEAST_MEMORY_MIB));
         fits(capacity, cpus, memory_mib)?;
         self.limits.check(cpus, memory_mib, 0)?;
-        self.budgets(usual, capacity)
+        self.budgets(default_budgets, capacity)
     }
 
     fn budgets(&self, base: &Budgets, capacity: &Capacity) -> Result<Budgets> {
@@ -228,9 +228,9 @@ mod tests {
         let usual = keeps(Some(600)).on(&Budgets::default());
         let user = NetworkUser { runner: RunnerKind::Command, pool: None };
         let of = |asked, template_has| {
-            let asked = SizeRequest { budgets: keeps(asked), ..SizeRequest::default() };
+            let asked = TemplateOverrides { budgets: keeps(asked), ..TemplateOverrides::default() };
             let template = Template { budgets: keeps(template_has), ..template(None) };
-            let made = asked.of(&template, &usual, &capacity, user, &NetworkSupport::default());
+            let made = asked.resolve(&template, &usual, &capacity, user, &NetworkSupport::default());
             made.map(|(_, budgets)| budgets.keep_on_failure_seconds)
         };
         for (asked, template_has, kept) in
@@ -246,9 +246,11 @@ mod tests {
         use NetworkMode::{Host, Internet, Isolated};
         let capacity = Capacity { macos_slots: 0, linux_slots: 1, cpus: 1, memory_mib: 64, max_kept_seconds: 60 };
         let mode = |asked, template_has, pool, can: &NetworkSupport| {
-            let asked = SizeRequest { network: asked, ..SizeRequest::default() };
+            let asked = TemplateOverrides { network: asked, ..TemplateOverrides::default() };
             let user = NetworkUser { runner: RunnerKind::GitHub, pool };
-            asked.of(&template(template_has), &Budgets::default(), &capacity, user, can).map(|(spec, _)| spec.network)
+            asked
+                .resolve(&template(template_has), &Budgets::default(), &capacity, user, can)
+                .map(|(spec, _)| spec.network)
         };
         let all = NetworkSupport::default();
         for pool in [None, Some("linux")] {

@@ -13,7 +13,7 @@ use crate::domain::{
     source_runner::{Registration, SourceRunner},
     template::{GuestOs, Handover},
     vm_end::RUNNER_TOO_OLD,
-    vm_spec::{ResolvedSpec, SizeRequest},
+    vm_spec::{ResolvedSpec, TemplateOverrides},
 };
 
 fn spec() -> ResolvedSpec {
@@ -260,7 +260,7 @@ proptest! {
     /// For any events in any order: the invariants hold, and the log alone gives the row.
     #[test]
     fn any_sequence_of_events_keeps_the_laws(awaits: bool, keeps: bool, events in prop::collection::vec(any_event(), 0..80)) {
-        let source = if awaits { TemplateSource::Awaited { awaits: SizeRequest::default() } } else { TemplateSource::Resolved(spec()) };
+        let source = if awaits { TemplateSource::Awaited { awaits: TemplateOverrides::default() } } else { TemplateSource::Resolved(spec()) };
         let budgets = Budgets { keep_on_failure_seconds: if keeps { 60 } else { 0 }, ..Budgets::default() };
         let first = Event::Created { spec: Box::new(VmSpec { source, budgets, ..vm_spec() }) };
         let Event::Created { spec } = &first else { unreachable!() };
@@ -321,7 +321,7 @@ fn a_draft_is_read_as_it_was_always_written() {
     assert_eq!(read.resolved().unwrap().network, None);
     assert_eq!(serde_json::to_value(&read).unwrap(), earlier);
 
-    let asked = SizeRequest { cpus: Some(2), queue_seconds: 9, ..SizeRequest::default() };
+    let asked = TemplateOverrides { cpus: Some(2), queue_seconds: 9, ..TemplateOverrides::default() };
     let awaited = VmSpec { source: TemplateSource::Awaited { awaits: asked }, ..spec };
     let written = serde_json::to_value(&awaited).unwrap();
     assert!(written.get("os").is_none(), "{written}");

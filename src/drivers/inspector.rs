@@ -15,14 +15,14 @@ use crate::{
         capacity::Capacity,
         host::{HostView, Instance, Listing},
     },
-    drivers::{Driver, DriverError, ErrorKind, Listed, registry::Registry},
+    drivers::{Driver, DriverError, ErrorKind, Listed, registry::DriverRegistry},
     platform::clock::{self, Clock},
 };
 
 /// A hypervisor that does not list its instances within this time counts as not answering.
 const LIST_WITHIN: Duration = Duration::from_secs(15);
 /// Long enough for a list call that is under way, and one after it.
-pub const PATIENT: Duration = Duration::from_secs(2 * LIST_WITHIN.as_secs() + 1);
+pub const TWO_LISTS_TIMEOUT: Duration = Duration::from_secs(2 * LIST_WITHIN.as_secs() + 1);
 /// How long to wait for a list call after one that timed out: guests of other drivers are waiting meanwhile.
 const AFTER_A_HANG: Duration = Duration::from_secs(1);
 
@@ -33,7 +33,7 @@ pub struct HostInspector {
 }
 
 struct Inner {
-    drivers: Arc<Registry>,
+    drivers: Arc<DriverRegistry>,
     count_foreign: bool,
     clock: Clock,
     board: watch::Sender<HostView>,
@@ -55,7 +55,7 @@ struct Progress {
 
 impl HostInspector {
     /// Starts without an inspection. `count_foreign`: whether foreign instances count.
-    pub fn new(drivers: Arc<Registry>, capacity: Capacity, count_foreign: bool, clock: Clock) -> Self {
+    pub fn new(drivers: Arc<DriverRegistry>, capacity: Capacity, count_foreign: bool, clock: Clock) -> Self {
         let listings = drivers
             .iter()
             .map(|(name, driver)| Listing {
@@ -101,7 +101,7 @@ impl HostInspector {
 
     /// An inspection that began at `since` or later. If a driver does not answer `within` that time, its instances
     /// are those of its last answer, and its listing has a fault.
-    pub async fn look(&self, since: Instant, within: Duration) -> HostView {
+    pub async fn inspect_since(&self, since: Instant, within: Duration) -> HostView {
         let deadline = clock::monotonic() + within;
         let mut ended = self.inner.ended.subscribe();
         while let Some(until) = self.inner.begin(since, deadline) {
@@ -112,10 +112,10 @@ impl HostInspector {
         self.inner.seen(since)
     }
 
-    /// Like `look`, with an inspection that is not older than `age`.
-    pub async fn look_at_most(&self, age: Duration, within: Duration) -> HostView {
+    /// The latest inspection, or a new one if that is older than `age`.
+    pub async fn inspect_if_older_than(&self, age: Duration, within: Duration) -> HostView {
         let now = clock::monotonic();
-        self.look(now.checked_sub(age).unwrap_or(now), within).await
+        self.inspect_since(now.checked_sub(age).unwrap_or(now), within).await
     }
 }
 
@@ -144,7 +144,7 @@ impl Inner {
                 until = until.max(Some(patience));
             }
         }
-        // A runtime that shuts down drops spawned tasks at once, which takes the lock.
+        // During a shutdown, `tokio::spawn` drops the task at once, and dropping a `List` takes this lock.
         drop(lists);
         for (name, driver) in missing {
             tokio::spawn(List::begin(self, name, now).run(driver));

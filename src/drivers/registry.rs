@@ -6,11 +6,11 @@ use super::Driver;
 use crate::domain::NetworkSupport;
 
 #[derive(Clone, Default)]
-pub struct Registry {
+pub struct DriverRegistry {
     drivers: BTreeMap<&'static str, Arc<dyn Driver>>,
 }
 
-impl Registry {
+impl DriverRegistry {
     /// Adds a driver under its own name, and replaces one with the same name.
     pub fn add(&mut self, driver: Arc<dyn Driver>) {
         self.drivers.insert(driver.name(), driver);

@@ -19,7 +19,7 @@ section! {
             in 32..=4_294_967_295;
         /// Guests that Mayfly did not start take slots too.
         count_foreign: bool = true;
-        /// Longest time for which a failed vm may be kept for a look (`keep_on_failure`); it holds its slot. 0: none is
+        /// Longest time for which a failed vm may be kept for debugging (`keep_on_failure`); it holds its slot. 0: none is
         /// kept.
         max_kept_seconds: u32 = 3600, in 0..=2_592_000;
     }

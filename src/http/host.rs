@@ -45,7 +45,7 @@ pub struct Host {
     slots: Slots,
     /// Number of queued vms.
     queued: i64,
-    /// Failed vms that are kept for a look (`keep_on_failure`). Each holds its slot until then, or until it is deleted.
+    /// Failed vms that are kept for debugging (`keep_on_failure`). Each holds its slot until then, or until it is deleted.
     kept: Vec<KeptVm>,
     drivers: Vec<HostDriver>,
     /// Faults of the host itself, oldest first. Empty if none is known.
@@ -90,7 +90,7 @@ pub struct HostFault {
     remedy: &'static str,
 }
 
-/// A failed vm that is kept for a look.
+/// A failed vm that is kept for debugging.
 #[derive(Serialize, ToSchema)]
 pub struct KeptVm {
     #[schema(value_type = String, format = "uuid")]

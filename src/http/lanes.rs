@@ -2,7 +2,7 @@
 //!
 //! Each sender has its share of the listener's permits. A vm additionally has permits for its reports (its events, the
 //! end of its job), which need none of the listener's: so a report is served whatever other guests do. Requests without
-//! credentials have a share per address, and all of them together one, because addresses are cheap.
+//! credentials are limited per address and also in total, because one client can use many addresses.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -21,10 +21,10 @@ const REPORTS: usize = 8;
 /// Concurrent other requests of one vm.
 const OTHERS: usize = 8;
 /// On the guest API: concurrent requests without a valid token, of one address and of all.
-const GUEST_STRANGERS: (usize, usize) = (16, 64);
+const GUEST_UNAUTHENTICATED: (usize, usize) = (16, 64);
 /// Above this number of senders, those without a request are removed.
 const REMEMBERED: usize = 256;
-/// How often the log of one vm may say that it is at its limit.
+/// Interval at which the log may repeat that a vm has reached its limit.
 const NOTE_EVERY: Duration = Duration::from_secs(60);
 
 /// How many requests senders may have at once.
@@ -33,26 +33,26 @@ pub struct Shares {
     /// Of one token. The same number may wait in long polls and streams.
     per_token: usize,
     /// Without credentials, of one address.
-    per_stranger: usize,
+    per_address: usize,
     /// Without credentials, of all addresses.
-    strangers: usize,
+    unauthenticated: usize,
 }
 
 impl Shares {
     /// Of the admin API: a token may use half of it, one address without a token a quarter, all of those half.
     pub fn of_admin(max_concurrent: usize) -> Self {
         let part = |of: usize| (max_concurrent / of).max(1);
-        Self { per_token: part(2), per_stranger: part(4), strangers: part(2) }
+        Self { per_token: part(2), per_address: part(4), unauthenticated: part(2) }
     }
 
     pub fn of_guests() -> Self {
-        Self { per_token: OTHERS, per_stranger: GUEST_STRANGERS.0, strangers: GUEST_STRANGERS.1 }
+        Self { per_token: OTHERS, per_address: GUEST_UNAUTHENTICATED.0, unauthenticated: GUEST_UNAUTHENTICATED.1 }
     }
 
     fn of(self, sender: Sender) -> usize {
         match sender {
             Sender::Vm(_) | Sender::Credentials(_) => self.per_token,
-            Sender::Peer(_) => self.per_stranger,
+            Sender::Peer(_) => self.per_address,
         }
     }
 }
@@ -61,7 +61,7 @@ impl Shares {
 pub struct Lanes {
     shares: Shares,
     senders: Arc<Mutex<HashMap<Sender, Lane>>>,
-    strangers: Arc<Semaphore>,
+    unauthenticated: Arc<Semaphore>,
     noted: Arc<Mutex<HashMap<VmId, Instant>>>,
 }
 
@@ -88,11 +88,11 @@ impl Lane {
 }
 
 /// The permits of an admitted request, until they are dropped.
-pub struct Place {
+pub struct RequestPermits {
     /// It has its vm's own permit, and needs none of the listener's.
     pub is_report: bool,
     _own: OwnedSemaphorePermit,
-    _strangers: Option<OwnedSemaphorePermit>,
+    _unauthenticated: Option<OwnedSemaphorePermit>,
 }
 
 /// Permits of one sender for requests that only wait.
@@ -119,12 +119,12 @@ fn count_refusal(sender: Sender, limit: &'static str) {
 
 impl Lanes {
     pub fn new(shares: Shares) -> Self {
-        let strangers = Arc::new(Semaphore::new(shares.strangers));
-        Self { shares, senders: Arc::default(), strangers, noted: Arc::default() }
+        let unauthenticated = Arc::new(Semaphore::new(shares.unauthenticated));
+        Self { shares, senders: Arc::default(), unauthenticated, noted: Arc::default() }
     }
 
     /// The permits for a request of this sender, and those that it may exchange them for. `None`: all are in use.
-    pub fn enter(&self, sender: Sender, method: &Method) -> Option<(Place, WaitingLane)> {
+    pub fn enter(&self, sender: Sender, method: &Method) -> Option<(RequestPermits, WaitingLane)> {
         let entered = self.try_enter(sender, method);
         if entered.is_none() {
             count_refusal(sender, "requests");
@@ -132,7 +132,7 @@ impl Lanes {
         entered
     }
 
-    fn try_enter(&self, sender: Sender, method: &Method) -> Option<(Place, WaitingLane)> {
+    fn try_enter(&self, sender: Sender, method: &Method) -> Option<(RequestPermits, WaitingLane)> {
         let lane = {
             let mut senders = self.senders.lock();
             if senders.len() >= REMEMBERED {
@@ -141,14 +141,14 @@ impl Lanes {
             senders.entry(sender).or_insert_with(|| Lane::new(self.shares.of(sender))).clone()
         };
         let is_report = matches!(sender, Sender::Vm(_)) && matches!(*method, Method::POST | Method::DELETE);
-        let strangers = match sender {
-            Sender::Peer(_) => Some(self.strangers.clone().try_acquire_owned().ok()?),
+        let unauthenticated = match sender {
+            Sender::Peer(_) => Some(self.unauthenticated.clone().try_acquire_owned().ok()?),
             Sender::Vm(_) | Sender::Credentials(_) => None,
         };
         let own = if is_report { &lane.reports } else { &lane.requests };
         let own = own.clone().try_acquire_owned().ok()?;
-        let place = Place { is_report, _own: own, _strangers: strangers };
-        Some((place, WaitingLane { sender, waiting: lane.waiting }))
+        let permits = RequestPermits { is_report, _own: own, _unauthenticated: unauthenticated };
+        Some((permits, WaitingLane { sender, waiting: lane.waiting }))
     }
 
     /// Whether the vm's log should say now that it is at its limit.
@@ -206,11 +206,11 @@ mod tests {
         assert!(again.1.enter().is_none());
         drop(waits);
         assert!(again.1.enter().is_some());
-        let mut strangers: Vec<_> = (0..4).map(|_| enter(address(1)).unwrap()).collect();
+        let mut unauthenticated: Vec<_> = (0..4).map(|_| enter(address(1)).unwrap()).collect();
         assert!(enter(address(1)).is_none());
-        strangers.extend((0..4).map(|_| enter(address(2)).unwrap()));
+        unauthenticated.extend((0..4).map(|_| enter(address(2)).unwrap()));
         assert!(enter(address(3)).is_none());
-        drop(strangers);
+        drop(unauthenticated);
         assert!(enter(address(3)).is_some());
     }
 

@@ -24,7 +24,7 @@ use tracing::{Instrument, Span};
 use super::{
     Settings, auth,
     bodies::{Bodies, BodyReader},
-    lanes::{Lanes, Place, Shares, WaitingLane},
+    lanes::{Lanes, RequestPermits, Shares, WaitingLane},
     problem::{self, Problem, Unrendered},
     sender::{Peer, Sender},
     surface::Surface,
@@ -116,7 +116,7 @@ pub struct RequestPermit {
 }
 
 /// The sender's and the listener's permits. Health checks have none, and reports of guests none of the listener's.
-type Taken = (Option<Place>, Option<OwnedSemaphorePermit>);
+type Taken = (Option<RequestPermits>, Option<OwnedSemaphorePermit>);
 
 /// The permits of a request that only waits, until they are dropped.
 pub struct WaitPermit {

@@ -136,8 +136,8 @@ impl ReadyView {
 pub struct RunnerView {
     pub kind: RunnerKind,
     pub status: RunnerStatus,
-    /// Whether the job runs as another user than the wrapper that supervises it, and cannot become it. Only then is the
-    /// wrapper's report certainly its own. Null until the guest has reported it.
+    /// Whether the job runs as another user than the wrapper that supervises it, and cannot switch to that user. If not,
+    /// the job can forge the wrapper's reports. Null until the guest has reported it.
     pub separate_users: Option<bool>,
     /// Whether the runner program was started. A vm whose guest ended gets another guest only while this is `no`.
     pub started: RunnerStarted,
@@ -189,7 +189,7 @@ pub struct QueueView {
     pub position: i64,
     /// When the vm stops waiting and fails.
     pub deadline: Time,
-    /// How many slots are held by failed vms that are kept for a look (`keep_on_failure`); 0 unless the vm waits for a
+    /// How many slots are held by failed vms that are kept for debugging (`keep_on_failure`); 0 unless the vm waits for a
     /// slot. `GET /host` names them.
     #[schema(minimum = 0)]
     pub kept_vms: i64,
@@ -242,25 +242,25 @@ pub struct VmPage {
 impl VmView {
     /// `position` is used while the vm is queued.
     fn new(vm: &Vm, position: i64, kept_vms: i64, pull: Option<PullProgress>) -> Self {
-        let d = &vm.spec;
-        let spec = d.resolved();
+        let spec = &vm.spec;
+        let resolved = spec.resolved();
         Self {
-            id: d.id,
-            name: d.name.clone(),
+            id: spec.id,
+            name: spec.name.clone(),
             state: vm.state,
             generation: vm.generation,
-            template: d.template.clone(),
-            template_digest: spec.map(|s| s.template_digest.clone()),
-            driver: spec.map(|s| s.driver.clone()),
-            os: spec.map(|s| s.os),
-            cpus: spec.map(|s| s.cpus),
-            memory_mib: spec.map(|s| s.memory_mib),
-            network: spec.and_then(|s| s.network),
-            labels: d.labels.clone(),
-            pool: d.pool.clone(),
-            created_by: d.created_by,
+            template: spec.template.clone(),
+            template_digest: resolved.map(|s| s.template_digest.clone()),
+            driver: resolved.map(|s| s.driver.clone()),
+            os: resolved.map(|s| s.os),
+            cpus: resolved.map(|s| s.cpus),
+            memory_mib: resolved.map(|s| s.memory_mib),
+            network: resolved.and_then(|s| s.network),
+            labels: spec.labels.clone(),
+            pool: spec.pool.clone(),
+            created_by: spec.created_by,
             runner: RunnerView {
-                kind: d.runner,
+                kind: spec.runner,
                 status: vm.runner_status,
                 separate_users: vm.separate_users,
                 started: vm.started(),
@@ -278,10 +278,10 @@ impl VmView {
             }),
             deadline: vm.deadline().map(|(budget, at)| DeadlineView { budget, at: at.into() }),
             paused_since: vm.paused_at.map(Time),
-            budgets: d.budgets.clone(),
+            budgets: spec.budgets.clone(),
             attempt: vm.attempt,
             ready: ReadyView::new(vm),
-            // The record keeps the last one.
+            // The record still has the address of the last guest.
             ssh: vm.ssh.clone().filter(|_| vm.state.holds_slot()),
             announced_by: vm.announced_by,
             announced_at: vm.announced_at.map(Time),
@@ -415,11 +415,11 @@ impl ListVms {
                 "the id of a job at its source: 1 to 64 visible ASCII characters",
             ));
         }
-        let is_digit = |c: char| c.is_ascii_hexdigit() || c == '-';
+        let is_id_char = |c: char| c.is_ascii_hexdigit() || c == '-';
         if self
             .id_prefix
             .as_ref()
-            .is_some_and(|prefix| !(4..=36).contains(&prefix.len()) || !prefix.chars().all(is_digit))
+            .is_some_and(|prefix| !(4..=36).contains(&prefix.len()) || !prefix.chars().all(is_id_char))
         {
             return Err(Problem::invalid("query:id_prefix", "expected 4 to 36 hexadecimal digits and dashes"));
         }

@@ -8,7 +8,7 @@ const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
 const END: &str = "-----END CERTIFICATE-----";
 
 /// The certificates of a file without the text around them: at least one. The error names the file. A file with a private
-/// key is refused, because whoever reads the certificates would get it.
+/// key is refused, because every reader of the certificates would get it.
 pub fn read_certificate_text(path: &Path, largest: u64) -> Result<String, String> {
     let unusable = |why: &str| format!("the certificates in {}: {why}", path.display());
     let mut text = String::new();

@@ -5,16 +5,16 @@ use std::{any::Any, future::Future, io, panic::AssertUnwindSafe, time::Duration}
 
 use futures_util::FutureExt;
 
-/// Before something that panicked is tried again.
+/// Pause before a task that panicked is restarted.
 const PAUSE: Duration = if cfg!(test) { Duration::from_millis(10) } else { Duration::from_secs(1) };
 
 /// Runs a loop that is not meant to end. It must be able to start anew at any point.
 pub async fn keep_running<F: Future<Output = ()>>(name: &'static str, mut start: impl FnMut() -> F) {
-    while survived(name, start()).await.is_none() {}
+    while run_catching_panic(name, start()).await.is_none() {}
 }
 
-/// Runs something to its end. `None`: it panicked; that was logged and a pause was made.
-pub async fn survived<T>(name: &'static str, work: impl Future<Output = T>) -> Option<T> {
+/// Runs a future to its end. `None`: it panicked. The panic is logged, and a pause is made.
+pub async fn run_catching_panic<T>(name: &'static str, work: impl Future<Output = T>) -> Option<T> {
     match AssertUnwindSafe(work).catch_unwind().await {
         Ok(done) => Some(done),
         Err(panic) => {
@@ -25,7 +25,7 @@ pub async fn survived<T>(name: &'static str, work: impl Future<Output = T>) -> O
     }
 }
 
-/// Runs what waits for the disk on a thread where it keeps nothing else waiting. It runs to its end even if this is dropped.
+/// Runs blocking file I/O on a thread for it. The work completes even if the returned future is dropped.
 pub async fn blocking_io<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }

@@ -109,7 +109,7 @@ impl From<&SourceError> for Failure {
     }
 }
 
-/// The error, with what the guest said last: it knows best what it lacks.
+/// The error with the last line of the guest's output, which usually names the cause.
 fn with_words(error: &dyn std::fmt::Display, output: Option<&str>) -> String {
     match output.and_then(guest::last_line) {
         Some(words) => format!("{error}; it said: {words}"),

@@ -9,8 +9,8 @@ use crate::{
     },
     drivers::{
         DriverError, DriverProbe,
-        inspector::{HostInspector, PATIENT},
-        registry::Registry,
+        inspector::{HostInspector, TWO_LISTS_TIMEOUT},
+        registry::DriverRegistry,
     },
     parts::Parts,
     platform::{Clock, clock},
@@ -21,7 +21,7 @@ const LONGEST_LIMIT_PAUSE: Duration = Duration::from_secs(60);
 
 #[derive(Clone)]
 pub(super) struct HostObserver {
-    drivers: Arc<Registry>,
+    drivers: Arc<DriverRegistry>,
     host: HostInspector,
     clock: Clock,
     /// First pause of a ceiling after the host's operating system refused a guest.
@@ -40,7 +40,7 @@ impl HostObserver {
     }
 
     /// Probes every driver. The first probe is slow: it may boot a guest to test an accelerator.
-    pub async fn look_at_drivers(&self, fresh: bool) {
+    pub async fn probe_drivers(&self, fresh: bool) {
         let mut views = Vec::new();
         for (name, driver) in self.drivers.iter() {
             let name = name.to_owned();
@@ -71,13 +71,13 @@ impl HostObserver {
             });
         }
         self.host.update(|view| view.drivers = views);
-        self.look().await;
+        self.inspect().await;
         self.host.update(|view| view.observed = true);
     }
 
     /// A new inspection of the host.
-    pub async fn look(&self) -> HostView {
-        self.host.look(clock::monotonic(), PATIENT).await
+    pub async fn inspect(&self) -> HostView {
+        self.host.inspect_since(clock::monotonic(), TWO_LISTS_TIMEOUT).await
     }
 
     /// Logs changes only: a broken driver is probed every few seconds while vms wait for it. The accelerator is
@@ -107,7 +107,7 @@ impl HostObserver {
     /// The host's operating system refused to start this vm's guest because of the number of running guests.
     pub async fn limit_met(&self, vm: &Vm, fault: Fault) {
         let Some(&ResolvedSpec { os, .. }) = vm.spec.resolved() else { return };
-        let running = self.look().await.running_beside(os, vm.id());
+        let running = self.inspect().await.running_beside(os, vm.id());
         self.host.update(|view| {
             view.refused(os, running, fault, self.limit_pause, LONGEST_LIMIT_PAUSE);
         });
@@ -125,7 +125,7 @@ impl HostObserver {
         if !self.host.last().ceilings.iter().any(|c| c.os == os) {
             return;
         }
-        let running = self.look().await.running_beside(os, vm.id()) + 1;
+        let running = self.inspect().await.running_beside(os, vm.id()) + 1;
         if let Some(lifted) = self.host.update(|view| view.admitted(os, running)) {
             tracing::info!(os = os.as_str(), running, since = %lifted.fault.at, "a guest above the ceiling was started; the ceiling is removed");
         }

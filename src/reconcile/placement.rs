@@ -69,17 +69,17 @@ impl Placement {
     }
 
     async fn place(&self) -> Option<Placed> {
-        let before = match self.reader.demand().await {
+        let before = match self.reader.queue_snapshot().await {
             Ok(demand) => demand,
             Err(error) => {
                 tracing::error!(error = %error, "cannot read the queue of vms; retrying");
                 return None;
             }
         };
-        let mut view = self.host.look().await;
+        let mut view = self.host.inspect().await;
         if self.waited_for(&view).await {
-            self.host.look_at_drivers(false).await;
-            view = self.host.look().await;
+            self.host.probe_drivers(false).await;
+            view = self.host.inspect().await;
         }
         let now = self.clock.now();
         match self.ledger.place(HostOffer::new(&view, before, now), now).await {

@@ -60,7 +60,7 @@ impl Presence {
 
 /// Writes the time to a file, and records gaps.
 #[derive(Clone)]
-pub(super) struct Heartbeat {
+pub(super) struct ServiceHeartbeat {
     ledger: Ledger,
     reader: Reader,
     presence: Presence,
@@ -70,7 +70,7 @@ pub(super) struct Heartbeat {
     every: Duration,
 }
 
-impl Heartbeat {
+impl ServiceHeartbeat {
     pub fn new(parts: &Parts, presence: Presence, path: PathBuf, every: Duration) -> Self {
         let Parts { ledger, reader, clock, host, .. } = parts.clone();
         Self { ledger, reader, presence, clock, host, path, every }

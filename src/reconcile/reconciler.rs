@@ -9,13 +9,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     host::HostObserver,
     placement::Placement,
-    presence::{Heartbeat, Presence},
+    presence::{Presence, ServiceHeartbeat},
     retention::Retention,
     runners::{OrphanedRunners, Reach, Registrar, RunnerRemoval, RunnerWatch, ServersAway},
     settings::Settings,
     sweep::Sweep,
     token_uses::TokenUseWriter,
-    vms::{Provisioner, SpentBudgets, Steps, VmDriver},
+    vms::{Provisioner, SpentBudgets, Steps, VmTask},
 };
 use crate::{
     domain::{State, Vm, VmId},
@@ -31,9 +31,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 pub struct Reconciler {
     ledger: Ledger,
     reader: Reader,
-    driver: Arc<VmDriver>,
+    vm_task: Arc<VmTask>,
     host: HostObserver,
-    heartbeat: Heartbeat,
+    heartbeat: ServiceHeartbeat,
     placement: Placement,
     sweep: Sweep,
     retention: Retention,
@@ -54,8 +54,8 @@ impl Reconciler {
         Self {
             ledger: parts.ledger.clone(),
             reader: parts.reader.clone(),
-            driver: Arc::new(VmDriver::new(parts, presence.clone(), host.clone(), steps, budgets, watch)),
-            heartbeat: Heartbeat::new(parts, presence, settings.heartbeat.clone(), settings.beat_every),
+            vm_task: Arc::new(VmTask::new(parts, presence.clone(), host.clone(), steps, budgets, watch)),
+            heartbeat: ServiceHeartbeat::new(parts, presence, settings.heartbeat.clone(), settings.beat_every),
             placement: Placement::new(parts, host.clone(), settings.capacity),
             sweep: Sweep::new(parts, host.clone(), settings.sweep_every),
             retention: Retention::new(parts, settings.keep_deleted),
@@ -82,11 +82,11 @@ impl Reconciler {
             if vm.state == State::Deleted || !driven.insert(vm.id()) {
                 return;
             }
-            let (driver, ended) = (self.driver.clone(), ended.clone());
+            let (vm_task, ended) = (self.vm_task.clone(), ended.clone());
             spawn(Box::pin(async move {
                 let id = vm.id();
                 // However the task ended, the row decides whether the vm is driven again.
-                tasks::survived("vm", driver.drive(vm)).await;
+                tasks::run_catching_panic("vm", vm_task.drive(vm)).await;
                 let _ = ended.send(id);
             }));
         };
@@ -97,7 +97,7 @@ impl Reconciler {
         }
         spawn(Box::pin(self.heartbeat.clone().beat_forever()));
         // The first probe may boot a guest and be slow; shutdown does not wait for it.
-        if shutdown.run_until_cancelled(self.host.look_at_drivers(false)).await.is_none() {
+        if shutdown.run_until_cancelled(self.host.probe_drivers(false)).await.is_none() {
             return;
         }
         self.keep_loops_running(spawn);

@@ -1,3 +1,5 @@
+//! Settings that the loops of vms share, derived from the configuration by `app`.
+
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use super::{jobs, pulls, runners::Pace};

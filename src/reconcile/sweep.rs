@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use super::host::HostObserver;
 use crate::{
     domain::{InstanceName, difference::difference},
-    drivers::registry::Registry,
+    drivers::registry::DriverRegistry,
     parts::Parts,
     store::{Reader, StoreError},
 };
@@ -17,7 +17,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub(super) struct Sweep {
     reader: Reader,
-    drivers: Arc<Registry>,
+    drivers: Arc<DriverRegistry>,
     host: HostObserver,
     every: Duration,
 }
@@ -35,14 +35,14 @@ impl Sweep {
             let broken = self.host.last().drivers.iter().any(|d| !d.usable);
             let wait = self.every;
             tokio::time::sleep(if broken { wait.min(LOOK_AGAIN) } else { wait }).await;
-            self.host.look_at_drivers(false).await;
+            self.host.probe_drivers(false).await;
         }
     }
 
     async fn sweep(&self) {
         let found = async {
             let before = self.reader.live_vms().await?;
-            let view = self.host.look().await;
+            let view = self.host.inspect().await;
             Ok::<_, StoreError>(difference(&before, &view, &self.reader.live_vms().await?))
         };
         let found = match found.await {

@@ -21,7 +21,7 @@ use crate::{
     sources::github::runner_archives::RunnerArchives,
     store::{
         Expect, Ledger, Reader, Vault,
-        guest_heartbeats::Heartbeats,
+        guest_heartbeats::GuestHeartbeats,
         logs::{LogSource, Logs},
     },
     templates::Catalog,
@@ -130,7 +130,7 @@ pub struct Guests {
     reader: Reader,
     vault: Arc<Vault>,
     logs: Logs,
-    heartbeats: Heartbeats,
+    heartbeats: GuestHeartbeats,
     catalog: Arc<Catalog>,
     archives: RunnerArchives,
     clock: Clock,

@@ -57,7 +57,7 @@ impl Hosts {
     }
 
     pub async fn status(&self) -> Result<HostStatus> {
-        let view = self.host.look_at_most(SHOWN_AGE, SHOWN_WITHIN).await;
+        let view = self.host.inspect_if_older_than(SHOWN_AGE, SHOWN_WITHIN).await;
         let count = self.reader.count_by_state().await?;
         let queued = count.get(&State::Queued).copied().unwrap_or_default();
         let kept = match count.get(&State::Kept) {
@@ -71,7 +71,7 @@ impl Hosts {
     /// Compares rows with instances, without acting on the differences.
     pub async fn difference(&self) -> Result<Difference> {
         let before = self.reader.live_vms().await?;
-        let view = self.host.look(clock::monotonic(), ANSWER_WITHIN).await;
+        let view = self.host.inspect_since(clock::monotonic(), ANSWER_WITHIN).await;
         let after = self.reader.live_vms().await?;
         let runners = self.reader.orphaned_runners().await?.iter().map(|(row, _)| row.orphaned_runner()).collect();
         Ok(Difference { runners, ..difference(&before, &view, &after) })

@@ -53,7 +53,7 @@ impl Metrics {
             metrics::gauge!("mayfly_queue_length", "reason" => reason.as_str()).set(n as f64);
         }
         let leased = self.reader.leased().await?;
-        let view = self.host.look_at_most(MEASURED_AGE, SHOWN_WITHIN).await;
+        let view = self.host.inspect_if_older_than(MEASURED_AGE, SHOWN_WITHIN).await;
         let foreign = view.foreign();
         let slots = [
             ("linux", view.slots(GuestOs::Linux), leased.linux, foreign.linux),

@@ -7,10 +7,10 @@ use jiff::Timestamp;
 use crate::{
     admission::no_source,
     domain::{
-        Budgets, Code, Error, Fault, Pool, Result, SizeRequest, SourceKind, capacity::Capacity, pool::PoolSource,
+        Budgets, Code, Error, Fault, Pool, Result, SourceKind, TemplateOverrides, capacity::Capacity, pool::PoolSource,
         runner::RunnerKind, token_limits::SizeLimits, vm_spec::NetworkUser,
     },
-    drivers::registry::Registry,
+    drivers::registry::DriverRegistry,
     parts::Parts,
     platform::Clock,
     registry::oci::reference::{Reference, ReferenceError},
@@ -51,7 +51,7 @@ pub struct Pools {
     ledger: Ledger,
     reader: Reader,
     catalog: Arc<Catalog>,
-    drivers: Arc<Registry>,
+    drivers: Arc<DriverRegistry>,
     capacity: Capacity,
     faults: PoolFaults,
     clock: Clock,
@@ -173,7 +173,7 @@ impl Pools {
     async fn pool_fits(&self, pool: &Pool) -> Result<()> {
         let kind = self.pool_source(pool)?;
         pool.runner().check_for(kind, "")?;
-        let asked = SizeRequest {
+        let asked = TemplateOverrides {
             cpus: pool.cpus,
             memory_mib: pool.memory_mib,
             network: pool.network,
@@ -182,7 +182,7 @@ impl Pools {
             limits: SizeLimits::default(),
         };
         let capacity = self.capacity;
-        asked.before(&self.settings.budgets, &capacity)?;
+        asked.budgets_until_resolved(&self.settings.budgets, &capacity)?;
         if pool.template.contains('/') {
             // An image is pulled when the first job needs it.
             return pool.template.parse::<Reference>().map(drop).map_err(|error: ReferenceError| {
@@ -197,7 +197,7 @@ impl Pools {
         })?;
         let user = NetworkUser { runner: RunnerKind::of(kind), pool: Some(&pool.name) };
         let can = self.drivers.network_support(&template.driver);
-        asked.of(&template, &self.settings.budgets, &capacity, user, &can).map(drop)
+        asked.resolve(&template, &self.settings.budgets, &capacity, user, &can).map(drop)
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
         Code, Error, Event, Handover, Result, State, TokenId, Vm, VmId,
         token::{CallerToken, TokenScope},
     },
-    drivers::{registry::Registry, ways::guest_ways},
+    drivers::{registry::DriverRegistry, ways::guest_ways},
     guest::{
         session::GuestLogin,
         ssh::{SshLogin, SshTarget},
@@ -53,7 +53,7 @@ pub struct SessionRequest {
 pub struct Sessions {
     ledger: Ledger,
     reader: Reader,
-    drivers: Arc<Registry>,
+    drivers: Arc<DriverRegistry>,
     catalog: Arc<Catalog>,
     clock: Clock,
     open: Arc<Mutex<OpenSessions>>,

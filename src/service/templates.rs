@@ -9,7 +9,7 @@ use crate::{
         template_settings::SettingsChange,
         version::{Moved, PruneRequest, Pruned, Verified, VersionStatus},
     },
-    drivers::{Driver, registry::Registry},
+    drivers::{Driver, registry::DriverRegistry},
     parts::Parts,
     platform::Clock,
     store::{Ledger, Reader},
@@ -32,7 +32,7 @@ pub struct Templates {
     ledger: Ledger,
     reader: Reader,
     catalog: Arc<Catalog>,
-    drivers: Arc<Registry>,
+    drivers: Arc<DriverRegistry>,
     clock: Clock,
     budgets: Budgets,
 }

@@ -13,7 +13,7 @@ use crate::{
         runner::RunnerKind,
         token::{Caller, CallerToken},
     },
-    drivers::registry::Registry,
+    drivers::registry::DriverRegistry,
     parts::Parts,
     platform::Clock,
     store::{Expect, Ledger, Reader, logs::Logs},
@@ -33,7 +33,7 @@ pub struct Vms {
     ledger: Ledger,
     reader: Reader,
     logs: Logs,
-    drivers: Arc<Registry>,
+    drivers: Arc<DriverRegistry>,
     puller: Puller,
     clock: Clock,
 }
@@ -62,7 +62,7 @@ impl Vms {
         if vm.state == State::Queued { Ok(self.reader.queue_position(vm.id()).await?) } else { Ok(0) }
     }
 
-    /// How many slots are held by failed vms that are kept for a look, if the vm waits for a slot.
+    /// How many slots are held by failed vms that are kept for debugging, if the vm waits for a slot.
     pub async fn kept_slots(&self, vm: &Vm) -> Result<i64> {
         if vm.queue.as_ref().is_none_or(|queue| queue.reason != QueueReason::Slot) {
             return Ok(0);
@@ -155,7 +155,7 @@ fn no_vm(id: VmId) -> Error {
 /// The event that a DELETE causes for this vm; `None` if the vm is already ending and the call changes nothing.
 fn ending(vm: &Vm, caller: &Caller, force: bool) -> Option<Event> {
     match (vm.state, caller) {
-        // It has ended, and its guest is kept for a look, which is over now.
+        // It has ended, and its guest is kept for debugging, which ends now.
         (State::Kept, Caller::Token(_)) => return Some(Event::EndForced { by: Announcer::Admin }),
         _ if vm.outcome.is_some() => return None,
         _ => {}
@@ -174,7 +174,7 @@ fn ending(vm: &Vm, caller: &Caller, force: bool) -> Option<Event> {
             let up = matches!(vm.state, State::Booting | State::Configuring | State::Running);
             // A command starts as soon as its guest is permitted to, and its report arrives a moment later.
             let begins = vm.spec.runner == RunnerKind::Command && vm.runner_status == RunnerStatus::Registering;
-            // A managed runner may be getting a job at this moment, so it is removed from GitHub first.
+            // A managed runner may be getting a job at this moment, so it is removed from its CI server first.
             let at_work = up && (vm.runner_status.may_hold_a_job() || begins || vm.spec.managed().is_some());
             Some(if at_work {
                 Event::EndAnnounced { by: Announcer::Admin }

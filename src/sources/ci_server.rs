@@ -108,7 +108,7 @@ impl CiServer {
                 Ok(client.find_runner_by_name(scope, name).await?.map(Into::into).into_iter().collect())
             }
             CiClient::Gitea(client) => client.runners_named(scope, name).await,
-            // A token whose answer was lost is no runner: nobody can register with it.
+            // A token whose answer was lost was never received, so no agent can register with it.
             CiClient::Buildkite(_) => Ok(Vec::new()),
         }
     }
@@ -174,12 +174,12 @@ impl CiServer {
     pub async fn job(&self, known: &Job) -> Result<FoundJob, SourceError> {
         match &self.client {
             CiClient::GitHub(client) => {
-                let Some((repository, id)) = address(known) else { return Ok(FoundJob::Unclear) };
+                let Some((repository, id)) = job_address(known) else { return Ok(FoundJob::Unclear) };
                 let job = client.job(&repository, id).await?;
                 Ok(job.map_or(FoundJob::Missing, |job| github::found(&self.name, job, &repository.slug())))
             }
             CiClient::Gitea(client) => {
-                let Some((repository, id)) = address(known) else { return Ok(FoundJob::Unclear) };
+                let Some((repository, id)) = job_address(known) else { return Ok(FoundJob::Unclear) };
                 let job = client.job(&repository, id).await?.map(|job| job.update(&self.name, UpdateSource::Poll));
                 Ok(job.map_or(FoundJob::Missing, |job| FoundJob::Here(Box::new(job))))
             }
@@ -206,7 +206,7 @@ impl CiServer {
         }
     }
 
-    /// Shows on the pages of jobs what they wait for. Servers without such a way are told nothing.
+    /// Shows on the pages of jobs what they wait for. Does nothing for servers without such an API.
     pub async fn tell_waits(&self, waits: &[(&Job, &str)]) -> Result<(), SourceError> {
         match &self.client {
             CiClient::GitHub(_) | CiClient::Gitea(_) => Ok(()),
@@ -234,7 +234,7 @@ impl CiServer {
     }
 }
 
-/// Where a server that counts its jobs shows this one. `None`: it was not such a server that reported it.
-fn address(job: &Job) -> Option<(Scope, u64)> {
+/// Repository and number by which GitHub and Gitea address a job. `None`: the server of the job has no numbers.
+fn job_address(job: &Job) -> Option<(Scope, u64)> {
     Some((Scope::repository(&job.record.repository).ok()?, job.record.id.number()?))
 }

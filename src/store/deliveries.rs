@@ -48,7 +48,7 @@ impl Ledger {
         let content = new.content.map(Vec::from);
         let source = String::from(new.source);
         let changes = self.changes().clone();
-        if let Some(fault) = self.health().low() {
+        if let Some(fault) = self.health().space_fault() {
             return Err(fault.into());
         }
         self.writer

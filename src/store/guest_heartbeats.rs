@@ -14,18 +14,18 @@ const LONGEST_STEP: Duration = Duration::from_secs(5);
 const LATE: Duration = Duration::from_secs(3);
 
 #[derive(Clone)]
-pub struct Heartbeats {
+pub struct GuestHeartbeats {
     last: Arc<Mutex<HashMap<VmId, Instant>>>,
     started: Instant,
 }
 
-impl Default for Heartbeats {
+impl Default for GuestHeartbeats {
     fn default() -> Self {
         Self { last: Arc::default(), started: clock::monotonic() }
     }
 }
 
-impl Heartbeats {
+impl GuestHeartbeats {
     pub fn note(&self, vm: VmId) {
         self.last.lock().insert(vm, clock::monotonic());
     }
@@ -61,7 +61,7 @@ mod tests {
     async fn silence_is_counted_from_the_last_report_and_from_the_start_of_the_service() {
         // Long enough for a busy machine to report three times within it.
         let limit = Duration::from_millis(1500);
-        let heartbeats = Heartbeats::default();
+        let heartbeats = GuestHeartbeats::default();
         let (talks, silent) = (VmId::mint(), VmId::mint());
         let begun = Instant::now();
         let talking = async {
@@ -88,7 +88,7 @@ mod tests {
     #[tokio::test]
     async fn time_in_which_the_service_was_suspended_does_not_count() {
         let limit = Duration::from_secs(2);
-        let heartbeats = Heartbeats::default();
+        let heartbeats = GuestHeartbeats::default();
         let silence = heartbeats.silence(VmId::mint(), limit);
         tokio::pin!(silence);
         assert!(tokio::time::timeout(Duration::from_millis(10), &mut silence).await.is_err());

@@ -63,7 +63,8 @@ pub struct NewVm {
 pub enum Admission {
     /// A place in the queue, which has this limit.
     Queue { max_queued: u32 },
-    /// A slot, now. An error: why it is not known whether there is one.
+    /// A slot, immediately. `Err`: the inspection failed, so it is not known whether a slot is free. It is returned only
+    /// if the request is new.
     Slot(std::result::Result<Box<HostOffer>, Error>),
 }
 
@@ -77,16 +78,16 @@ pub struct Placed {
 }
 
 #[derive(Clone, Debug)]
-pub enum Opened {
+pub enum VmCreation {
     Created(Arc<Vm>),
     /// An equal request created it before.
     Existing(Arc<Vm>),
 }
 
-impl Opened {
+impl VmCreation {
     pub fn vm(&self) -> &Arc<Vm> {
         match self {
-            Opened::Created(vm) | Opened::Existing(vm) => vm,
+            VmCreation::Created(vm) | VmCreation::Existing(vm) => vm,
         }
     }
 }
@@ -118,12 +119,12 @@ impl Ledger {
     }
 
     /// Stores a new vm, or finds the one of an equal earlier request.
-    pub async fn open(&self, new: NewVm, at: Timestamp) -> Result<Opened> {
+    pub async fn create_vm(&self, new: NewVm, at: Timestamp) -> Result<VmCreation> {
         let (changes, health, scale) = (self.changes.clone(), self.health().clone(), self.scale.clone());
         self.writer
             .write_and_tell(
-                move |db| Box::pin(async move { open(db, new, scale.settled(at), &health).await }),
-                move |(_, made): &(Opened, Vec<Change>)| changes.publish(made),
+                move |db| Box::pin(async move { create_vm(db, new, scale.settled(at), &health).await }),
+                move |(_, made): &(VmCreation, Vec<Change>)| changes.publish(made),
             )
             .await
             .map(|(opened, _)| opened)
@@ -180,25 +181,25 @@ async fn apply(
     if !as_expected {
         return Ok((Applied { vm: Arc::new(vm), verdict: Verdict::Ignore, as_expected }, Vec::new()));
     }
-    let (verdict, change) = step(db, &mut vm, event, at).await?;
+    let (verdict, change) = apply_event(db, &mut vm, event, at).await?;
     Ok((Applied { vm: Arc::new(vm), verdict, as_expected }, change.into_iter().collect()))
 }
 
 async fn place(db: &mut SqliteConnection, room: &HostOffer, at: Timestamp) -> Result<(Placed, Vec<Change>)> {
     let mut made = Vec::new();
     let mut held = placement::usage(db, room).await?;
-    let mut kept = Usage::default();
+    let mut reserved = Usage::default();
     let mut look_again = false;
     for w in placement::waiting(db).await? {
-        let admitted = room.admits(&held.plus(kept), &w.driver, w.os, w.cpus, w.memory_mib);
+        let admitted = room.admits(&held.plus(reserved), &w.driver, w.os, w.cpus, w.memory_mib);
         if w.pauses(at) {
             if admitted.is_ok() && w.keeps_place() {
-                kept.add(w.os, w.cpus, w.memory_mib);
+                reserved.add(w.os, w.cpus, w.memory_mib);
             }
             continue;
         }
         if admitted.is_ok() && room.queued.as_ref().is_some_and(|queued| !queued.contains(&w.id)) {
-            kept.add(w.os, w.cpus, w.memory_mib);
+            reserved.add(w.os, w.cpus, w.memory_mib);
             look_again = true;
             continue;
         }
@@ -211,32 +212,32 @@ async fn place(db: &mut SqliteConnection, room: &HostOffer, at: Timestamp) -> Re
                 held.add(w.os, w.cpus, w.memory_mib);
                 made.extend(take_slot(db, &mut vm, at).await?);
             }
-            Err(reason) => made.extend(step(db, &mut vm, Event::QueueReasonChanged { reason }, at).await?.1),
+            Err(reason) => made.extend(apply_event(db, &mut vm, Event::QueueReasonChanged { reason }, at).await?.1),
         }
     }
     Ok((Placed { held, look_again }, made))
 }
 
-async fn open(
+async fn create_vm(
     db: &mut SqliteConnection,
     new: NewVm,
     at: Timestamp,
     health: &DatabaseHealth,
-) -> Result<(Opened, Vec<Change>)> {
+) -> Result<(VmCreation, Vec<Change>)> {
     if let Some(key) = &new.idempotency_key
         && let Some(known) = idempotency::with_key(&mut *db, key).await?
     {
         known.check_key(&new.request_hash)?;
         let vm = load(db, known.vm).await?.ok_or_else(|| unreadable("a key without its vm"))?;
-        return Ok((Opened::Existing(Arc::new(vm)), Vec::new()));
+        return Ok((VmCreation::Existing(Arc::new(vm)), Vec::new()));
     }
     if let Some(named) = idempotency::with_name(&mut *db, &new.spec.name).await? {
         named.check_name(&new.request_hash)?;
         let vm = load(db, named.vm).await?.ok_or_else(|| unreadable("a name without its vm"))?;
         idempotency::check_token(&vm, new.quota)?;
-        return Ok((Opened::Existing(Arc::new(vm)), Vec::new()));
+        return Ok((VmCreation::Existing(Arc::new(vm)), Vec::new()));
     }
-    if let Some(fault) = health.low() {
+    if let Some(fault) = health.space_fault() {
         return Err(fault.into());
     }
     if let Some(quota) = new.quota {
@@ -301,12 +302,12 @@ async fn open(
     if now_or_never {
         made.extend(take_slot(db, &mut vm, at).await?);
     }
-    Ok((Opened::Created(Arc::new(vm)), made))
+    Ok((VmCreation::Created(Arc::new(vm)), made))
 }
 
 async fn take_slot(db: &mut SqliteConnection, vm: &mut Vm, at: Timestamp) -> Result<Option<Change>> {
     let Some(ResolvedSpec { os, cpus, memory_mib, .. }) = vm.spec.resolved().cloned() else { return Ok(None) };
-    let (_, change) = step(db, vm, Event::SlotTaken, at).await?;
+    let (_, change) = apply_event(db, vm, Event::SlotTaken, at).await?;
     if change.is_some() {
         let id = vm.id().to_string();
         let os = os.as_str();
@@ -326,7 +327,7 @@ async fn take_slot(db: &mut SqliteConnection, vm: &mut Vm, at: Timestamp) -> Res
 }
 
 /// Applies one event through the lifecycle table, with everything else in the same transaction.
-async fn step(
+async fn apply_event(
     db: &mut SqliteConnection,
     vm: &mut Vm,
     event: Event,
@@ -487,7 +488,7 @@ pub(super) async fn step_clock(db: &mut SqliteConnection, by: SignedDuration, at
     let mut made = Vec::new();
     for row in rows {
         let mut vm = parse_vm(&row.try_get::<String, _>(0)?)?;
-        made.extend(step(db, &mut vm, Event::ClockStepped { milliseconds }, at).await?.1);
+        made.extend(apply_event(db, &mut vm, Event::ClockStepped { milliseconds }, at).await?.1);
     }
     Ok(made)
 }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     domain::{
-        Announcer, Budgets, GuestOs, Handover, QueueReason, SizeRequest, TemplateSource,
+        Announcer, Budgets, GuestOs, Handover, QueueReason, TemplateOverrides, TemplateSource,
         capacity::{Capacity, Usage},
         runner::RunnerKind,
     },
@@ -75,7 +75,7 @@ fn now() -> Timestamp {
     Timestamp::from_second(1_700_000_000).unwrap()
 }
 
-fn code(result: Result<Opened>) -> Code {
+fn code(result: Result<VmCreation>) -> Code {
     match result {
         Err(StoreError::Refused(error)) => error.code,
         other => panic!("{other:?}"),
@@ -92,21 +92,21 @@ async fn equal_requests_find_the_same_vm_and_different_ones_are_refused() {
         n.request_hash = [hash; 32].into();
         n
     };
-    let first = store.ledger.open(keyed("a", "k", 1), now()).await.unwrap();
-    let again = store.ledger.open(keyed("a", "k", 1), now()).await.unwrap();
-    assert!(matches!(again, Opened::Existing(_)));
+    let first = store.ledger.create_vm(keyed("a", "k", 1), now()).await.unwrap();
+    let again = store.ledger.create_vm(keyed("a", "k", 1), now()).await.unwrap();
+    assert!(matches!(again, VmCreation::Existing(_)));
     assert_eq!(first.vm().id(), again.vm().id());
-    assert_eq!(code(store.ledger.open(keyed("a", "k", 2), now()).await), Code::IdempotencyMismatch);
-    assert_eq!(code(store.ledger.open(keyed("a", "other", 2), now()).await), Code::VmNameInUse);
+    assert_eq!(code(store.ledger.create_vm(keyed("a", "k", 2), now()).await), Code::IdempotencyMismatch);
+    assert_eq!(code(store.ledger.create_vm(keyed("a", "other", 2), now()).await), Code::VmNameInUse);
     assert_eq!(store.reader.vms(&store::vm_queries::Filter { limit: 9, ..Default::default() }).await.unwrap().len(), 1);
 
     // The key outlives the vm: a late retry must not create a second one. The name does not.
     let id = first.vm().id();
     store.ledger.apply(id, Expect::Anything, Event::EndForced { by: Announcer::Admin }, now()).await.unwrap();
-    let late = store.ledger.open(keyed("a", "k", 1), now()).await.unwrap();
+    let late = store.ledger.create_vm(keyed("a", "k", 1), now()).await.unwrap();
     assert_eq!((late.vm().id(), late.vm().state), (id, State::Deleted));
-    let fresh = store.ledger.open(keyed("a", "new key", 2), now()).await.unwrap();
-    assert!(matches!(fresh, Opened::Created(_)));
+    let fresh = store.ledger.create_vm(keyed("a", "new key", 2), now()).await.unwrap();
+    assert!(matches!(fresh, VmCreation::Created(_)));
     assert_eq!(store.reader.sealed(id).await.unwrap(), None, "secrets go with the vm");
 }
 
@@ -114,12 +114,12 @@ async fn equal_requests_find_the_same_vm_and_different_ones_are_refused() {
 async fn a_vm_that_cannot_wait_takes_a_slot_at_once_and_overtakes_no_queued_vm() {
     let dir = tempfile::tempdir().unwrap();
     let store = open_store(&dir).await;
-    let first = store.ledger.open(new(vm_spec("a", GuestOs::Macos, 0), room(2, 0)), now()).await.unwrap();
+    let first = store.ledger.create_vm(new(vm_spec("a", GuestOs::Macos, 0), room(2, 0)), now()).await.unwrap();
     assert_eq!(first.vm().state, State::Cloning);
-    store.ledger.open(new(vm_spec("b", GuestOs::Macos, 60), room(2, 0)), now()).await.unwrap();
-    let refused = store.ledger.open(new(vm_spec("c", GuestOs::Macos, 0), room(2, 0)), now()).await;
+    store.ledger.create_vm(new(vm_spec("b", GuestOs::Macos, 60), room(2, 0)), now()).await.unwrap();
+    let refused = store.ledger.create_vm(new(vm_spec("c", GuestOs::Macos, 0), room(2, 0)), now()).await;
     assert_eq!(code(refused), Code::SlotUnavailable, "the second slot is b's");
-    let linux = store.ledger.open(new(vm_spec("d", GuestOs::Linux, 0), room(2, 0)), now()).await.unwrap();
+    let linux = store.ledger.create_vm(new(vm_spec("d", GuestOs::Linux, 0), room(2, 0)), now()).await.unwrap();
     assert_eq!(linux.vm().state, State::Cloning, "Linux guests do not count against the macOS slots");
 }
 
@@ -127,10 +127,11 @@ async fn a_vm_that_cannot_wait_takes_a_slot_at_once_and_overtakes_no_queued_vm()
 async fn a_vm_that_waits_for_an_image_takes_no_slot_and_blocks_no_other() {
     let dir = tempfile::tempdir().unwrap();
     let store = open_store(&dir).await;
-    let awaits =
-        TemplateSource::Awaited { awaits: SizeRequest { cpus: Some(2), queue_seconds: 60, ..SizeRequest::default() } };
+    let awaits = TemplateSource::Awaited {
+        awaits: TemplateOverrides { cpus: Some(2), queue_seconds: 60, ..TemplateOverrides::default() },
+    };
     let first = VmSpec { source: awaits, ..vm_spec("first", GuestOs::Linux, 60) };
-    let id = store.ledger.open(new(first, room(1, 0)), now()).await.unwrap().vm().id();
+    let id = store.ledger.create_vm(new(first, room(1, 0)), now()).await.unwrap().vm().id();
     let held = store.ledger.place(room(1, 0), now()).await.unwrap().held;
     assert_eq!(held, Usage::default());
     let vm = store.reader.vm(id).await.unwrap().unwrap();
@@ -138,7 +139,7 @@ async fn a_vm_that_waits_for_an_image_takes_no_slot_and_blocks_no_other() {
     assert_eq!(store.reader.drivers_waited_for().await.unwrap(), Vec::<String>::new());
 
     // A younger vm with its template does not wait for one without, not even if it cannot wait at all.
-    let second = store.ledger.open(new(vm_spec("second", GuestOs::Macos, 0), room(1, 0)), now()).await.unwrap();
+    let second = store.ledger.create_vm(new(vm_spec("second", GuestOs::Macos, 0), room(1, 0)), now()).await.unwrap();
     assert_eq!(second.vm().state, State::Cloning);
 
     let ready = Event::TemplateReady { spec: spec(GuestOs::Macos), budgets: Budgets::default() };
@@ -189,10 +190,10 @@ async fn the_queue_is_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let store = open_store(&dir).await;
     for n in 0..5 {
-        store.ledger.open(new(vm_spec(&format!("v{n}"), GuestOs::Macos, 60), room(0, 0)), now()).await.unwrap();
+        store.ledger.create_vm(new(vm_spec(&format!("v{n}"), GuestOs::Macos, 60), room(0, 0)), now()).await.unwrap();
     }
     assert_eq!(
-        code(store.ledger.open(new(vm_spec("x", GuestOs::Macos, 60), room(0, 0)), now()).await),
+        code(store.ledger.create_vm(new(vm_spec("x", GuestOs::Macos, 60), room(0, 0)), now()).await),
         Code::QueueFull
     );
     let filter = store::vm_queries::Filter {
@@ -236,7 +237,7 @@ async fn keys_that_an_earlier_version_stored_are_found_by_whoever_used_them() {
     for (key, spec, owner) in known {
         let mut again = new(vm_spec("other", GuestOs::Linux, 60), room(0, 0));
         again.idempotency_key = Some(IdempotencyKey { owner, key: key.into() });
-        let opened = store.ledger.open(again, now()).await.unwrap();
+        let opened = store.ledger.create_vm(again, now()).await.unwrap();
         assert_eq!(opened.vm().id(), spec.id, "{key}");
     }
 }
@@ -250,7 +251,7 @@ async fn a_write_that_fails_leaves_nothing_and_its_neighbours_stand() {
         let mut new = new(vm_spec(&format!("v{}", n / 2), GuestOs::Macos, 60), room(0, 0));
         new.request_hash = [n; 32].into();
         new.admission = Admission::Queue { max_queued: 100 };
-        store.ledger.open(new, now())
+        store.ledger.create_vm(new, now())
     }))
     .await;
     assert_eq!(all.iter().filter(|r| r.is_ok()).count(), 20);
@@ -330,7 +331,7 @@ proptest! {
                         if let Admission::Queue { max_queued } = &mut new.admission {
                             *max_queued = 1000;
                         }
-                        if let Ok(opened) = store.ledger.open(new, now()).await {
+                        if let Ok(opened) = store.ledger.create_vm(new, now()).await {
                             ids.push(opened.vm().id());
                         }
                     }

@@ -25,22 +25,23 @@ pub struct SlotLease {
     pub memory_mib: u32,
 }
 
-/// The queue and the leases, read before the host is inspected: decisions with that inspection are about them.
+/// The queue and the leases, read before the host is inspected. A decision that is based on that inspection considers
+/// only these vms.
 #[derive(Clone, Debug, Default)]
-pub struct SlotDemand {
+pub struct QueueSnapshot {
     pub queued: HashSet<VmId>,
     pub leases: Vec<SlotLease>,
 }
 
 impl Reader {
-    pub async fn demand(&self) -> Result<SlotDemand> {
+    pub async fn queue_snapshot(&self) -> Result<QueueSnapshot> {
         let queued = sqlx::query!("SELECT id FROM vms WHERE state = 'queued'")
             .fetch_all(&self.pool)
             .await?
             .iter()
             .map(|row| parse_id(&row.id))
             .collect::<Result<_>>()?;
-        Ok(SlotDemand { queued, leases: self.lease_holders().await? })
+        Ok(QueueSnapshot { queued, leases: self.lease_holders().await? })
     }
 
     /// All vms that hold a slot, and their usage.
@@ -87,7 +88,7 @@ pub struct HostOffer {
 
 impl HostOffer {
     /// `before` was read before the host was inspected.
-    pub fn new(view: &HostView, before: SlotDemand, now: Timestamp) -> HostOffer {
+    pub fn new(view: &HostView, before: QueueSnapshot, now: Timestamp) -> HostOffer {
         let able = view.drivers.iter().filter(|d| view.observed && view.can_start(&d.name));
         let running = view.instances.iter().filter(|i| i.running);
         let running = running.filter_map(|i| Some((i.vm_id?, i.os, i.cpus, i.memory_mib)));

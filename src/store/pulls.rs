@@ -72,7 +72,7 @@ async fn open(
     if let Some(same) = same {
         return Ok((Arc::new(parse(&same.record)?), None));
     }
-    if let Some(fault) = health.low() {
+    if let Some(fault) = health.space_fault() {
         return Err(fault.into());
     }
     let id = pull.id.to_string();

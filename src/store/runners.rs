@@ -296,7 +296,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = store::open(&dir.path().join("mayfly.db")).await.unwrap();
         let at = Timestamp::from_second(1_700_000_000).unwrap();
-        let vm = store.ledger.open(asked_for(0), at).await.unwrap().vm().id();
+        let vm = store.ledger.create_vm(asked_for(0), at).await.unwrap().vm().id();
         let row = registered(&store, vm, at).await;
         assert_eq!((row.sealed, row.runner_id, row.attempt), (Some(vec![1, 2]), Some(number().into()), 1));
         assert_eq!((row.vm_id, row.asked_at, row.seen_at, &row.at), (vm, at, None, &acme()));
@@ -309,7 +309,7 @@ mod tests {
         // The answer arrived after the vm had left the attempt.
         assert_eq!(registered(&store, vm, at).await.sealed, None);
 
-        let waits = store.ledger.open(asked_for(60), at).await.unwrap().vm().id();
+        let waits = store.ledger.create_vm(asked_for(60), at).await.unwrap().vm().id();
         assert_eq!(registered(&store, waits, at).await.sealed, None);
         store.ledger.runner_seen(&format!("{vm}-1"), at).await.unwrap();
         assert_eq!(store.reader.runner(&format!("{vm}-1")).await.unwrap().unwrap().seen_at, Some(at));

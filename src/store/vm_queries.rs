@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     domain::{Event, OutcomeResult, QueueReason, State, Vm, VmId, capacity::Usage, event::Recorded},
-    platform::database::Readers,
+    platform::database::ReadPool,
 };
 
 /// Filter of a listing.
@@ -130,15 +130,15 @@ fn first_id(at: Timestamp) -> String {
 /// Read-only access to the last commit.
 #[derive(Clone)]
 pub struct Reader {
-    pub(super) pool: Readers,
+    pub(super) pool: ReadPool,
 }
 
 impl Reader {
-    pub(super) fn new(pool: Readers) -> Self {
+    pub(super) fn new(pool: ReadPool) -> Self {
         Self { pool }
     }
 
-    pub(super) fn pool(&self) -> &Readers {
+    pub(super) fn pool(&self) -> &ReadPool {
         &self.pool
     }
 

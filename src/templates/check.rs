@@ -10,8 +10,8 @@ use super::{
     NewTemplate,
     manifest::Part,
     qcow2,
+    read_budget::{ReadBudget, StopFlag},
     source_state::{self, SourceObstacle},
-    work::{StopFlag, Work},
 };
 use crate::domain::{
     Arch, Code, Error, GuestOs, Handover, Result,
@@ -353,8 +353,8 @@ pub(super) fn content(
     match part {
         Part::Disk => match disk_format {
             DiskFormat::Qcow2 => {
-                let work = Work::bounded_by(file).map_err(|e| format!("cannot be read: {}", e.kind()))?;
-                qcow2::check(file, &work.until(stop)).map(Some)
+                let budget = ReadBudget::bounded_by(file).map_err(|e| format!("cannot be read: {}", e.kind()))?;
+                qcow2::check(file, &budget.until(stop)).map(Some)
             }
             DiskFormat::Raw if qcow2::has_magic(file) => {
                 Err("is a qcow2 image and not a raw one, set disk_format to qcow2".into())

@@ -87,6 +87,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt as _;
 
     use super::*;
+    use crate::templates::manifest::sha256;
 
     fn unlimited(dir: &tempfile::TempDir) -> SpaceGuard {
         SpaceGuard::new(dir.path().to_owned(), 0)

@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use crate::domain::{
     Arch, Budgets, BudgetsPatch, GuestOs, Handover, NetworkMode, ready_check::ReadyCheck, template::DiskFormat,
 };
-use crate::registry::oci::{Role, Settings};
+use crate::registry::oci::{ImageSettings, Role};
 
 pub(super) const FILE_NAME: &str = "manifest.json";
 /// For a template that was created from files.
@@ -104,7 +104,7 @@ pub(super) struct TemplateManifest {
     pub image: Option<Origin>,
     /// The image's own settings, if it has them in a separate document.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub settings: Option<Settings>,
+    pub settings: Option<ImageSettings>,
     /// By the name in the template's directory.
     pub files: BTreeMap<String, FileEntry>,
 }

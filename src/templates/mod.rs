@@ -44,9 +44,9 @@ pub mod progress;
 pub mod pull;
 pub mod push;
 mod qcow2;
+mod read_budget;
 mod section;
 mod source_state;
-mod work;
 
 pub use catalog::{Catalog, SpaceLimits, TemplateLease, TemplateUsage};
 pub use check::is_name;

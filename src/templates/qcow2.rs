@@ -9,7 +9,7 @@
 
 use std::{collections::HashSet, fs::File, os::unix::fs::FileExt as _};
 
-use super::work::{Work, data_in};
+use super::read_budget::{ReadBudget, data_in};
 
 const MAGIC: &[u8; 4] = b"QFI\xfb";
 
@@ -40,8 +40,8 @@ pub(super) fn has_magic(file: &File) -> bool {
 }
 
 /// Size of the disk in the guest, or the fault of the file with a remedy.
-pub(super) fn check(file: &File, work: &Work) -> Result<u64, String> {
-    match read(file, work)? {
+pub(super) fn check(file: &File, budget: &ReadBudget) -> Result<u64, String> {
+    match read(file, budget)? {
         (_, Some(_)) => Err("has a backing file, flatten it with `qemu-img convert -O qcow2`".into()),
         (virtual_bytes, None) => Ok(virtual_bytes),
     }
@@ -55,11 +55,11 @@ pub(super) struct Backing {
 }
 
 /// The backing file of a valid image; `None`: it has none.
-pub(super) fn layer(file: &File, work: &Work) -> Result<Option<Backing>, String> {
-    read(file, work).map(|(_, backing)| backing)
+pub(super) fn layer(file: &File, budget: &ReadBudget) -> Result<Option<Backing>, String> {
+    read(file, budget).map(|(_, backing)| backing)
 }
 
-fn read(file: &File, work: &Work) -> Result<(u64, Option<Backing>), String> {
+fn read(file: &File, budget: &ReadBudget) -> Result<(u64, Option<Backing>), String> {
     let length = file.metadata().map_err(|e| format!("cannot be read: {e}"))?.len();
     if !has_magic(file) {
         return Err("is not a qcow2 image, set disk_format to raw if it is a raw one".into());
@@ -117,7 +117,7 @@ fn read(file: &File, work: &Work) -> Result<(u64, Option<Backing>), String> {
         refcount_offset: u64_at(48),
         refcount_clusters: u64::from(u32_at(56)),
     };
-    tables.check(file, length, work)?;
+    tables.check(file, length, budget)?;
     Ok((virtual_bytes, backing))
 }
 
@@ -170,7 +170,7 @@ struct Tables {
 impl Tables {
     /// Checks that every table and the start of every cluster is inside the file. (The last cluster may be short: data
     /// beyond the end reads as zeros.)
-    fn check(&self, file: &File, length: u64, work: &Work) -> Result<(), String> {
+    fn check(&self, file: &File, length: u64, budget: &ReadBudget) -> Result<(), String> {
         let cluster = 1u64 << self.cluster_bits;
         let entry_bytes = if self.extended { 16 } else { 8 };
         let per_l2 = cluster / entry_bytes;
@@ -192,7 +192,7 @@ impl Tables {
         let mut table = vec![0; cluster as usize];
         while at < end {
             let part = &mut l1[..(end - at).min(L1_PART as u64) as usize];
-            work.read(file, part, at)?;
+            budget.read(file, part, at)?;
             at += part.len() as u64;
             for entry in part.as_chunks::<8>().0 {
                 let l2 = u64::from_be_bytes(*entry) & OFFSET;
@@ -212,7 +212,7 @@ impl Tables {
                     // Whole entries.
                     let data = data.start / entry_bytes * entry_bytes..data.end.next_multiple_of(entry_bytes);
                     let part = &mut table[..(data.end - data.start) as usize];
-                    work.read(file, part, data.start)?;
+                    budget.read(file, part, data.start)?;
                     for entry in part.chunks_exact(entry_bytes as usize) {
                         let entry = u64::from_be_bytes(entry[..8].try_into().expect("8 bytes"));
                         let start = if entry & COMPRESSED != 0 { entry & compressed_offset } else { entry & OFFSET };
@@ -244,7 +244,7 @@ mod tests {
 
     fn verdict(path: &Path) -> Result<u64, String> {
         let file = File::open(path).unwrap();
-        check(&file, &Work::bounded_by(&file).unwrap())
+        check(&file, &ReadBudget::bounded_by(&file).unwrap())
     }
 
     /// 6 MiB of data, so that clusters can be missing.
@@ -376,9 +376,9 @@ mod tests {
         let path = dir.path().join("shared");
         table_of_tables(&path, |_| 2 << 21);
         let file = File::open(&path).unwrap();
-        let work = Work::bounded_by(&file).unwrap();
-        assert!(check(&file, &work).unwrap_err().contains("overlap"));
-        assert!(work.done() < 4 << 20, "{} bytes were read", work.done());
+        let budget = ReadBudget::bounded_by(&file).unwrap();
+        assert!(check(&file, &budget).unwrap_err().contains("overlap"));
+        assert!(budget.done() < 4 << 20, "{} bytes were read", budget.done());
         // Not quite the same place.
         table_of_tables(&path, |n| (2 << 21) + n * 512);
         assert!(verdict(&path).unwrap_err().contains("overlap"));
@@ -391,9 +391,9 @@ mod tests {
         let path = dir.path().join("sparse");
         table_of_tables(&path, |n| (n + 2) << 21);
         let file = File::open(&path).unwrap();
-        let work = Work::bounded_by(&file).unwrap();
-        check(&file, &work).unwrap();
-        assert!(work.done() < 1 << 20, "{} bytes were read", work.done());
+        let budget = ReadBudget::bounded_by(&file).unwrap();
+        check(&file, &budget).unwrap();
+        assert!(budget.done() < 1 << 20, "{} bytes were read", budget.done());
         // Something in a hole is seen.
         let entry = OpenOptions::new().write(true).open(&path).unwrap();
         entry.write_all_at(&(1_u64 << 50).to_be_bytes(), (5 << 21) + 80_000).unwrap();
@@ -406,9 +406,9 @@ mod tests {
         raw(dir.path());
         qemu_img(&["convert", "-O", "qcow2", "raw", "good"], dir.path());
         let file = File::open(dir.path().join("good")).unwrap();
-        let work = Work::bounded_by(&file).unwrap();
-        check(&file, &work).unwrap();
-        work.stop().cancel();
-        assert!(check(&file, &work).unwrap_err().contains("cancelled"));
+        let budget = ReadBudget::bounded_by(&file).unwrap();
+        check(&file, &budget).unwrap();
+        budget.stop().cancel();
+        assert!(check(&file, &budget).unwrap_err().contains("cancelled"));
     }
 }

@@ -18,7 +18,7 @@ use super::{
     settings::ProviderSettings,
 };
 use crate::{
-    adapters::patient_client::RetryPause,
+    adapters::retrying_client::RetryPause,
     client,
     domain::{BudgetsPatch, budgets::MAX_BUDGET_SECONDS},
     platform::clock,

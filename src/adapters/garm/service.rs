@@ -16,7 +16,7 @@ use super::{
 use crate::{
     adapters::{
         parent::ParentProcess,
-        patient_client::{PatientClient, RetryPause},
+        retrying_client::{RetryPause, RetryingClient},
     },
     client::{self, ApiClient, ServiceOptions},
     domain::Budgets,
@@ -91,13 +91,13 @@ pub(super) struct VmSelection<'a> {
 }
 
 pub(super) struct ProviderService {
-    requests: PatientClient,
+    requests: RetryingClient,
     pub parent: ParentProcess,
 }
 
 impl ProviderService {
     pub fn new(options: ServiceOptions, timeout: Duration, parent: ParentProcess) -> Result<Self, GarmFailure> {
-        Ok(Self { requests: PatientClient::new(ApiClient::new(&options)?, timeout), parent })
+        Ok(Self { requests: RetryingClient::new(ApiClient::new(&options)?, timeout), parent })
     }
 
     pub fn warning(&self) -> Option<&str> {
@@ -123,7 +123,7 @@ impl ProviderService {
         if of.deleted {
             query.push(("state", "deleted"));
         }
-        let values = self.requests.persist(async || self.requests.client.list(&["vms"], &query).await).await?;
+        let values = self.requests.retry(async || self.requests.client.list(&["vms"], &query).await).await?;
         let vms = values.iter().map(|value| self.requests.client.view(value)).collect::<Result<Vec<GarmVm>, _>>()?;
         // What belongs to others is never touched, even if the service did not understand the selection.
         let owner = identity::owner(of.controller);
@@ -140,7 +140,7 @@ impl ProviderService {
         }
         let found = self
             .requests
-            .persist(async || match self.requests.client.get(&["templates", template], &[]).await {
+            .retry(async || match self.requests.client.get(&["templates", template], &[]).await {
                 Err(client::Error::Problem(problem, _)) if problem.status == 404 => Ok(None),
                 found => found.map(Some),
             })
@@ -168,7 +168,7 @@ impl ProviderService {
             Err(client::Error::Problem(problem, _)) if problem.status == 404 => Ok(()),
             Err(error) => Err(error),
         };
-        Ok(self.requests.persist(end).await?)
+        Ok(self.requests.retry(end).await?)
     }
 
     /// Waits before a repetition of a creation; the error, if there is no point in one or no time for it.

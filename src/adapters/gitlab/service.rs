@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{failure::ExecutorFailure, job, job::GitLabJob};
 use crate::{
-    adapters::{names::OWNER, parent::ParentProcess, patient_client::PatientClient, vm_life::VmLife},
+    adapters::{names::OWNER, parent::ParentProcess, retrying_client::RetryingClient, vm_life::VmLife},
     client::{self, ApiClient, ServiceOptions, SessionEvents, SessionInput},
 };
 
@@ -63,7 +63,7 @@ impl JobVm {
         text.replace(|c: char| c.is_control(), " ")
     }
 
-    /// Whether it was made by the same try of the preparation; of any, if the stage `config` has named none.
+    /// Whether the job's current attempt of the stage `prepare` created it. True if the stage `config` named no attempt.
     pub fn is_of(&self, job: &GitLabJob) -> bool {
         job.attempt().is_none_or(|attempt| self.label(job::ATTEMPT) == attempt)
     }
@@ -104,8 +104,8 @@ impl ExecutorService {
     }
 
     /// For the next operation, which is repeated while the service is away.
-    fn requests(&self) -> PatientClient {
-        PatientClient::new(self.client.clone(), self.timeout)
+    fn requests(&self) -> RetryingClient {
+        RetryingClient::new(self.client.clone(), self.timeout)
     }
 
     /// All vms of the job, newest first. An error is never an empty list.
@@ -116,7 +116,7 @@ impl ExecutorService {
         if deleted {
             query.push(("state", "deleted"));
         }
-        let values = self.requests().persist(async || self.client.list(&["vms"], &query).await).await?;
+        let values = self.requests().retry(async || self.client.list(&["vms"], &query).await).await?;
         let vms = values.iter().map(|value| self.client.view(value)).collect::<Result<Vec<JobVm>, _>>()?;
         // What belongs to others is never touched, even if the service did not understand the selection.
         if vms.iter().any(|vm| vm.label(OWNER) != job::OWNER_NAME || vm.label(job::KEY) != of.key()) {
@@ -127,7 +127,7 @@ impl ExecutorService {
         Ok(vms)
     }
 
-    /// The vm in which the job runs. With the try of the preparation, the one of that try.
+    /// The vm in which the job runs: that of the job's attempt, if it has one.
     pub async fn vm(&self, of: &GitLabJob) -> Result<JobVm, ExecutorFailure> {
         let vms = self.vms(of, false).await?;
         let (mut alive, ended): (Vec<JobVm>, Vec<JobVm>) =
@@ -153,7 +153,7 @@ impl ExecutorService {
 
     pub async fn create(&self, body: &Value, key: &str) -> Result<JobVm, ExecutorFailure> {
         let headers = [("idempotency-key", key)];
-        let value = self.requests().persist(async || self.client.post(&["vms"], body, &headers).await).await?;
+        let value = self.requests().retry(async || self.client.post(&["vms"], body, &headers).await).await?;
         Ok(self.client.view(&value)?)
     }
 
@@ -161,7 +161,7 @@ impl ExecutorService {
     pub async fn changed(&self, vm: &JobVm, seconds: u32) -> Result<JobVm, ExecutorFailure> {
         let (generation, seconds) = (vm.generation.to_string(), seconds.to_string());
         let query = [("wait_generation", generation.as_str()), ("timeout_seconds", seconds.as_str())];
-        let value = self.requests().persist(async || self.client.get(&["vms", &vm.id], &query).await).await?;
+        let value = self.requests().retry(async || self.client.get(&["vms", &vm.id], &query).await).await?;
         Ok(self.client.view(&value)?)
     }
 
@@ -172,11 +172,11 @@ impl ExecutorService {
             Err(client::Error::Problem(problem, _)) if problem.status == 404 => Ok(()),
             Err(error) => Err(error),
         };
-        Ok(self.requests().persist(end).await?)
+        Ok(self.requests().retry(end).await?)
     }
 
     /// Logs in to the guest. Nothing runs in it yet, so it is repeated.
     pub async fn open_session(&self, vm: &JobVm) -> Result<(SessionInput, SessionEvents), ExecutorFailure> {
-        Ok(self.requests().persist(async || self.client.open_session(&vm.id).await).await?)
+        Ok(self.requests().retry(async || self.client.open_session(&vm.id).await).await?)
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::section::NestingSection;
 use crate::{
-    adapters::{names::OWNER, patient_client::PatientClient, vm_life::VmLife},
+    adapters::{names::OWNER, retrying_client::RetryingClient, vm_life::VmLife},
     client::{ApiClient, Error, ServiceOptions},
     domain::endpoint::Endpoint,
 };
@@ -58,12 +58,12 @@ impl NestedVms {
     }
 
     /// Repeats the request while the service is away. It owns what it sends, because it may move between threads.
-    async fn persist<T, F>(&self, request: impl Fn(ApiClient) -> F) -> Result<T, Error>
+    async fn retry<T, F>(&self, request: impl Fn(ApiClient) -> F) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Error>>,
     {
-        let requests = PatientClient::new(self.client.clone(), TIMEOUT);
-        requests.persist(|| request(self.client.clone())).await
+        let requests = RetryingClient::new(self.client.clone(), TIMEOUT);
+        requests.retry(|| request(self.client.clone())).await
     }
 
     /// Those that live, newest first; of one slot, or all. An error is never an empty list.
@@ -74,7 +74,7 @@ impl NestedVms {
             query.extend(labels.iter().flatten().map(|label| ("label", label.as_str())));
             client.list(&["vms"], &query).await
         };
-        let values = self.persist(list).await?;
+        let values = self.retry(list).await?;
         let mut vms = values.iter().map(|value| self.client.view(value)).collect::<Result<Vec<NestedVm>, _>>()?;
         let of_slot = |vm: &NestedVm| slot.is_none_or(|slot| vm.labels.get(SLOT) == Some(&slot.to_string()));
         // What belongs to others is never touched, even if the service did not understand the selection.
@@ -98,7 +98,7 @@ impl NestedVms {
                 }
             }
         };
-        let found = self.persist(get).await?;
+        let found = self.retry(get).await?;
         found.map(|value| self.client.view(&value)).transpose()
     }
 
@@ -117,7 +117,7 @@ impl NestedVms {
             let (body, key) = (body.clone(), key.clone());
             async move { client.post(&["vms"], &body, &[("idempotency-key", &key)]).await }
         };
-        let made = self.persist(create).await?;
+        let made = self.retry(create).await?;
         self.client.view(&made)
     }
 
@@ -131,7 +131,7 @@ impl NestedVms {
                 client.get(&["vms", &id], &query).await
             }
         };
-        let value = self.persist(wait).await?;
+        let value = self.retry(wait).await?;
         self.client.view(&value)
     }
 
@@ -142,7 +142,7 @@ impl NestedVms {
             let id = id.clone();
             async move { client.open_session(&id).await.map(drop) }
         };
-        self.persist(open).await
+        self.retry(open).await
     }
 
     /// Ends the vm at once. One that is gone or ending already is left as it is.
@@ -158,6 +158,6 @@ impl NestedVms {
                 }
             }
         };
-        self.persist(end).await
+        self.retry(end).await
     }
 }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    super::{patient_client::RetryPause, vm_settings::VmSettings},
+    super::{retrying_client::RetryPause, vm_settings::VmSettings},
     call_time::CallTime,
     failure::ShoesFailure,
     guest,

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     super::{
-        patient_client::{RetryPause, may_pass},
+        retrying_client::{RetryPause, may_pass},
         vm_life::VmLife,
     },
     failure::ShoesFailure,
@@ -130,7 +130,7 @@ impl ShoesService {
         query.extend(labels.iter().map(|label| ("label", label.as_str())));
         // One query, so that a vm that ends meanwhile is not missed.
         query.extend(State::ALL.iter().map(|state| ("state", state.as_str())));
-        let values = self.persist(persistence, || self.client.list(&["vms"], &query)).await?;
+        let values = self.retry(persistence, || self.client.list(&["vms"], &query)).await?;
         let vms = values.iter().map(|value| self.client.view(value)).collect::<Result<Vec<ShoesVm>, _>>()?;
         // What belongs to others is never touched, even if the service did not understand the selection.
         if vms.iter().any(|vm| !identity::is_ours(&vm.labels)) {
@@ -150,7 +150,7 @@ impl ShoesService {
     /// `None`: there is none, or not for this plugin.
     pub async fn get(&self, id: &str, persistence: Persistence<'_>) -> Result<Option<ShoesVm>, ShoesFailure> {
         let path = ["vms", id];
-        let vm = self.persist(persistence, || async { found(self.client.get(&path, &[]).await) }).await?;
+        let vm = self.retry(persistence, || async { found(self.client.get(&path, &[]).await) }).await?;
         let vm: Option<ShoesVm> = vm.map(|vm| self.client.view(&vm)).transpose()?;
         Ok(vm.filter(|vm| identity::is_ours(&vm.labels)))
     }
@@ -160,7 +160,7 @@ impl ShoesService {
         const POLL: u64 = 30;
         let (path, generation) = (["vms", &vm.id], vm.generation.to_string());
         let changed = self
-            .persist(persistence, || async {
+            .retry(persistence, || async {
                 let left = persistence.until.saturating_duration_since(clock::monotonic()).as_secs();
                 let seconds = left.min(POLL).to_string();
                 let query = [("wait_generation", generation.as_str()), ("timeout_seconds", seconds.as_str())];
@@ -175,11 +175,11 @@ impl ShoesService {
     pub async fn delete(&self, id: &str, force: bool, persistence: Persistence<'_>) -> Result<(), ShoesFailure> {
         let force = if force { "true" } else { "false" };
         let (path, query) = (["vms", id], [("force", force)]);
-        self.persist(persistence, || async { found(self.client.delete(&path, &query).await) }).await.map(|_| ())
+        self.retry(persistence, || async { found(self.client.delete(&path, &query).await) }).await.map(|_| ())
     }
 
     /// Repeats what may succeed in a moment.
-    async fn persist<T, F: Future<Output = Result<T, client::Error>>>(
+    async fn retry<T, F: Future<Output = Result<T, client::Error>>>(
         &self,
         persistence: Persistence<'_>,
         attempt: impl Fn() -> F,

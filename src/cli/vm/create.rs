@@ -43,7 +43,7 @@ pub(in crate::cli) struct SpecArgs {
     /// Budget that differs from the template's, such as lifetime_seconds=600 or boot_seconds=2m; may be repeated
     #[arg(long = "budget", value_name = "NAME=VALUE", value_parser = budget)]
     budgets: Vec<(String, u32)>,
-    /// Keep the guest running for a look if the vm fails: seconds, or a duration such as 30m. It holds its slot until
+    /// Keep the guest running for debugging if the vm fails: seconds, or a duration such as 30m. It holds its slot until
     /// then, or until the vm is deleted
     #[arg(long, value_name = "DURATION", value_parser = text::parse_seconds)]
     keep_on_failure: Option<u32>,

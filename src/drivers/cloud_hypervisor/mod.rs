@@ -65,7 +65,7 @@ pub mod version;
 pub use section::CloudHypervisorSection;
 pub use settings::Settings;
 
-const VERSION: Duration = Duration::from_secs(10);
+const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause between two presses of the power button.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// A hypervisor that has not ended this long after `vmm.shutdown` hangs.
@@ -119,7 +119,7 @@ impl CloudHypervisor {
         let arch = arch()?;
         let binary = self.binary()?;
         self.qemu_img()?;
-        let output = Command::new(&binary, VERSION)
+        let output = Command::new(&binary, VERSION_TIMEOUT)
             .arg("--version")
             .run()
             .await

@@ -1,5 +1,5 @@
-//! Classifies what macosvm writes to its error output. Its exit status says little: 0 is a guest that powered off, a
-//! guest that crashed, and a configuration that Apple's framework refused; SIGABRT is any refused start.
+//! Classifies what macosvm writes to its error output. Its exit status says little: 0 means a power-off, a crash or a
+//! configuration that Apple's framework rejected; if the framework rejects a start, the process aborts (SIGABRT).
 //!
 //! Each line begins with a time stamp and the name of the program. A message that is not known is shown and never
 //! guessed at.
@@ -193,13 +193,13 @@ fn limit(beside: RunningGuests) -> DriverError {
     let reached = "the host runs as many macOS guests as its kernel allows";
     let RunningGuests { own, foreign } = beside;
     let summary = if foreign > 0 {
-        format!("{reached}: {foreign} guests of macosvm were started by others")
+        format!("{reached}; guests of macosvm that Mayfly did not start: {foreign}")
     } else if own >= MACOS_GUESTS_PER_HOST as usize {
         format!("{reached}: {own} of them are Mayfly's")
     } else {
         let seen = match own {
-            0 => "none of them runs in macosvm".to_owned(),
-            own => format!("only {own} of them runs in macosvm"),
+            0 => "none of them in macosvm".to_owned(),
+            own => format!("only {own} of them in macosvm"),
         };
         format!(
             "{reached}, and {seen}: another program or user holds the slot, or the kernel did not free that of an ended guest; if \
@@ -258,7 +258,7 @@ mod tests {
     fn each_known_failure_has_its_kind_and_code() {
         let exception = |text: &str| INVALID.replace("The number of CPUs is too large.", text);
         for (raw, err, kind, code, says) in [
-            (6, LIMIT.to_owned(), ErrorKind::Host, Code::HostLimit, "none of them runs in macosvm"),
+            (6, LIMIT.to_owned(), ErrorKind::Host, Code::HostLimit, "none of them in macosvm"),
             (
                 0,
                 exception("The process doesn’t have the “com.apple.vm.networking” entitlement."),
@@ -313,8 +313,8 @@ mod tests {
     fn the_limit_names_the_visible_guests() {
         for (own, foreign, says) in [
             (2, 0, "2 of them are Mayfly's"),
-            (1, 1, "1 guests of macosvm were started by others"),
-            (1, 0, "only 1 of them runs in macosvm"),
+            (1, 1, "guests of macosvm that Mayfly did not start: 1"),
+            (1, 0, "only 1 of them in macosvm"),
         ] {
             let error = start_failure(None, LIMIT, RunningGuests { own, foreign });
             assert!(error.summary.contains(says), "{error}");

@@ -57,7 +57,7 @@ pub use list::{is_guest, programs};
 pub use section::{IdentityChoice, MacosvmNetworkKind, MacosvmSection};
 pub use settings::{MacosvmNetwork, Settings};
 
-const VERSION: Duration = Duration::from_secs(10);
+const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub struct Macosvm {
     settings: Settings,
@@ -99,7 +99,7 @@ impl Macosvm {
     /// Not cached, because another version may be installed while the service runs.
     async fn version(&self) -> Result<MacosvmVersion> {
         let refuse = |summary| DriverError::new(ErrorKind::Host, Code::HostUnavailable, summary);
-        let output = Command::new(self.binary()?, VERSION)
+        let output = Command::new(self.binary()?, VERSION_TIMEOUT)
             .arg("--version")
             .run()
             .await

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Apple's framework starts a VM within seconds; the disk may be on a busy volume.
-const START: Duration = Duration::from_secs(90);
+const START_TIMEOUT: Duration = Duration::from_secs(90);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// How often a run is started for one `start`, if another one was in its way.
 const LAUNCHES: u32 = 3;
@@ -60,7 +60,7 @@ impl Macosvm {
                     let summary = format!(
                         "the macosvm of {name} (process {}) did not start its guest within {} s",
                         run.pid(),
-                        START.as_secs()
+                        START_TIMEOUT.as_secs()
                     );
                     return Err(DriverError::new(ErrorKind::Retry, Code::BootFailed, summary));
                 }
@@ -112,7 +112,7 @@ impl Macosvm {
             return Err(failed(io::ErrorKind::InvalidInput.into()));
         };
         // Without the first option, the guest's serial line would be macosvm's input and output.
-        let mut command = Command::new(launcher, START).args(before).arg(self.binary()?).arg("--no-serial");
+        let mut command = Command::new(launcher, START_TIMEOUT).args(before).arg(self.binary()?).arg("--no-serial");
         if version.has_pid_file() {
             command = command.arg("--pid-file").arg(paths.pid_file());
         }
@@ -151,7 +151,7 @@ fn note_start(paths: &MacosvmPaths) -> Result<()> {
 }
 
 async fn wait_until_up(paths: &MacosvmPaths, run: &mut ForegroundRun) -> Result<RunWait> {
-    let patience = clock::monotonic() + START;
+    let patience = clock::monotonic() + START_TIMEOUT;
     loop {
         if messages::started(&said(paths)?) {
             return Ok(RunWait::Up);

@@ -68,7 +68,7 @@ pub mod version;
 pub use section::{AcceleratorChoice, QemuSection};
 pub use settings::Settings;
 
-const VERSION: Duration = Duration::from_secs(10);
+const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause between two presses of the power button.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// A QEMU that has not ended this long after `quit` hangs.
@@ -151,7 +151,7 @@ impl Qemu {
         let arch = self.arch()?;
         let binary = self.binary()?;
         self.qemu_img()?;
-        let output = Command::new(&binary, VERSION)
+        let output = Command::new(&binary, VERSION_TIMEOUT)
             .arg("--version")
             .run()
             .await

@@ -75,7 +75,7 @@ pub use section::{NetworkKind, Resolver, TartSection};
 pub use settings::{Network, Settings};
 pub use softnet::expressible;
 
-const VERSION: Duration = Duration::from_secs(10);
+const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
 const LIST: Duration = Duration::from_secs(10);
 /// Minimum interval after a failed list: one that hangs would delay every inspection of the host.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
@@ -412,7 +412,7 @@ impl Driver for Tart {
             return Err(refuse(format!("macOS {version} is too old: Tart needs {OLDEST_MACOS} or later")));
         }
         let output = self
-            .command(VERSION)?
+            .command(VERSION_TIMEOUT)?
             .arg("--version")
             .run()
             .await

@@ -42,9 +42,9 @@ pub struct DatabaseFault {
     pub detail: Arc<str>,
 }
 
-/// The meaning of an SQLite error for the connection and the file.
+/// What an SQLite error says about the connection and the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Meaning {
+pub(super) enum ErrorClass {
     /// Only the statement failed: a constraint, or an invalid value.
     Statement,
     Full,
@@ -57,26 +57,26 @@ pub(super) enum Meaning {
     Unknown,
 }
 
-pub(super) fn meaning(error: &sqlx::Error) -> Meaning {
+pub(super) fn classify(error: &sqlx::Error) -> ErrorClass {
     use sqlx::Error as E;
     let code = match error {
         E::Database(error) => error.code().and_then(|code| code.parse::<i32>().ok()),
         E::RowNotFound | E::ColumnDecode { .. } | E::Decode(_) | E::Encode(_) | E::ColumnNotFound(_) => {
-            return Meaning::Statement;
+            return ErrorClass::Statement;
         }
-        _ => return Meaning::Unknown,
+        _ => return ErrorClass::Unknown,
     };
     // The low byte is SQLite's primary result code, the rest says more.
     match code.map(|code| (code & 0xff, code)) {
-        Some((13, _)) => Meaning::Full,
-        Some((5 | 6, _)) => Meaning::Busy,
-        Some((8, _)) => Meaning::ReadOnly,
+        Some((13, _)) => ErrorClass::Full,
+        Some((5 | 6, _)) => ErrorClass::Busy,
+        Some((8, _)) => ErrorClass::ReadOnly,
         // NOTADB, CORRUPT, IOERR_DATA, IOERR_CORRUPTFS.
-        Some((26 | 11, _) | (10, 8202 | 8458)) => Meaning::Corrupt,
-        Some((10, _)) => Meaning::Io,
+        Some((26 | 11, _) | (10, 8202 | 8458)) => ErrorClass::Corrupt,
+        Some((10, _)) => ErrorClass::Io,
         // ERROR, TOOBIG, CONSTRAINT, MISMATCH, RANGE.
-        Some((1 | 18 | 19 | 20 | 25, _)) => Meaning::Statement,
-        _ => Meaning::Unknown,
+        Some((1 | 18 | 19 | 20 | 25, _)) => ErrorClass::Statement,
+        _ => ErrorClass::Unknown,
     }
 }
 
@@ -115,7 +115,7 @@ impl DatabaseHealth {
 
     /// The disk is full, and writes go to the space that was kept for the database. It is for what ends: new work is
     /// refused with this.
-    pub fn low(&self) -> Option<DatabaseFault> {
+    pub fn space_fault(&self) -> Option<DatabaseFault> {
         self.0.low.load(Ordering::Relaxed).then(|| self.full())
     }
 
@@ -135,7 +135,7 @@ impl DatabaseHealth {
 
     /// Returns once the database accepts writes. If it did not for a while, returns `grace` later, so that guests can
     /// repeat the reports that were refused meanwhile.
-    pub async fn steady(&self, grace: Duration) {
+    pub async fn wait_until_writable(&self, grace: Duration) {
         let mut fault = self.changes();
         while fault.wait_for(Option::is_none).await.is_ok() {
             let recovered = *self.0.recovered.lock();
@@ -151,7 +151,7 @@ impl DatabaseHealth {
     }
 
     /// A write reached the disk that is large enough to show that other writes will, too.
-    pub(super) fn proved(&self) {
+    pub(super) fn record_durable_write(&self) {
         let recovered = self.0.fault.send_if_modified(|fault| match fault {
             Some(DatabaseFault { kind: FaultKind::Unwritable | FaultKind::Replaced, .. }) => {
                 *fault = None;
@@ -166,7 +166,7 @@ impl DatabaseHealth {
     }
 
     /// Records a fault, and returns the current one: damage stays until the next start.
-    pub(super) fn fails(&self, new: DatabaseFault) -> DatabaseFault {
+    pub(super) fn record_fault(&self, new: DatabaseFault) -> DatabaseFault {
         let mut holds = new.clone();
         let changed = self.0.fault.send_if_modified(|fault| match fault {
             Some(old) if old.kind == FaultKind::Damaged => {
@@ -187,10 +187,10 @@ impl DatabaseHealth {
     }
 
     /// Records an error of a reader. Returns the fault if the database is damaged; reading continues where possible.
-    pub(super) fn met(&self, error: &sqlx::Error) -> Option<DatabaseFault> {
-        match meaning(error) {
-            Meaning::Corrupt => return Some(self.fails(self.fault_of(error))),
-            Meaning::Io => self.0.suspicion.notify_one(),
+    pub(super) fn record_reader_error(&self, error: &sqlx::Error) -> Option<DatabaseFault> {
+        match classify(error) {
+            ErrorClass::Corrupt => return Some(self.record_fault(self.fault_of(error))),
+            ErrorClass::Io => self.0.suspicion.notify_one(),
             _ => {}
         }
         None
@@ -199,14 +199,14 @@ impl DatabaseHealth {
     pub(super) fn fault_of(&self, error: &sqlx::Error) -> DatabaseFault {
         let name = &self.0.name;
         let error_text = error.as_database_error().map_or_else(|| error.to_string(), |e| e.to_string());
-        match meaning(error) {
-            Meaning::Corrupt => self.damaged(&error_text),
-            Meaning::Full => self.full(),
-            Meaning::Busy => self.unwritable(format!("another program has locked {name}: stop that program")),
-            Meaning::ReadOnly => self.unwritable(format!(
+        match classify(error) {
+            ErrorClass::Corrupt => self.damaged(&error_text),
+            ErrorClass::Full => self.full(),
+            ErrorClass::Busy => self.unwritable(format!("another program has locked {name}: stop that program")),
+            ErrorClass::ReadOnly => self.unwritable(format!(
                 "{name} cannot be written ({error_text}): check its permissions and how its disk is mounted"
             )),
-            Meaning::Io | Meaning::Statement | Meaning::Unknown => self
+            ErrorClass::Io | ErrorClass::Statement | ErrorClass::Unknown => self
                 .unwritable(format!("{name} could not be written ({error_text}): check its disk; the service retries")),
         }
     }

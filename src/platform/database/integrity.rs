@@ -1,10 +1,10 @@
-//! Checks every page of the database before it is used.
+//! Checks the pages of the database: before it is used if that is fast enough, otherwise in the background.
 
 use std::{path::Path, time::Duration};
 
 use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOptions};
 
-use super::{BUSY, OpenError, explain_open, health::beside};
+use super::{BUSY_TIMEOUT, OpenError, explain_open, health::beside};
 use crate::platform::clock;
 
 /// How much is checked.
@@ -21,7 +21,7 @@ const QUICK: u64 = 16 << 20;
 /// How long a start waits for the check after an unclean shutdown. A longer check continues beside the service.
 const AT_START: Duration = Duration::from_secs(10);
 
-/// Progress of the check at the start.
+/// Result of the check at the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum IntegrityCheck {
     Sound,
@@ -80,7 +80,7 @@ fn explain(shown: &str, error: CheckError) -> OpenError {
 }
 
 fn read_only(path: &Path) -> SqliteConnectOptions {
-    let options = SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(BUSY);
+    let options = SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(BUSY_TIMEOUT);
     // Reading everything is slow. A lock that is not released is reported as such, not as a slow statement.
     options.disable_statement_logging()
 }

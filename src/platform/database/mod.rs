@@ -1,6 +1,6 @@
 //! A SQLite database: its file, its connections and its disk space. It knows no table but `store_state`.
 //!
-//! Many readers, one writer. Readers are read-only connections that see the last commit. The writer is a separate
+//! Many readers, one writer. ReadPool are read-only connections that see the last commit. The writer is a separate
 //! task, so that a cancelled request never interrupts a write, and nothing waits for a lock. Writes that arrive
 //! during a commit share the next one. A write is answered only after it is on disk (WAL, synchronous=FULL).
 //!
@@ -32,7 +32,7 @@ mod schema;
 mod writer;
 
 pub use health::{DatabaseFault, DatabaseHealth, FaultKind};
-pub use readers::Readers;
+pub use readers::ReadPool;
 use reserve::DatabaseReserve;
 pub use reserve::{DatabaseSection, ReserveFile};
 pub use schema::check_version;
@@ -78,9 +78,9 @@ impl WriteError for DatabaseError {
 }
 
 /// How long to wait for another program's lock.
-const BUSY: Duration = Duration::from_secs(2);
+const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Connections for reads.
-const READERS: u32 = 4;
+const READ_CONNECTIONS: u32 = 4;
 
 /// Why the database could not be opened: one sentence for the administrator.
 #[derive(Debug, thiserror::Error)]
@@ -109,7 +109,7 @@ impl OpenError {
 
 pub struct Database {
     pub writer: Writer,
-    pub readers: Readers,
+    pub readers: ReadPool,
     /// Ends once every clone of the writer is dropped, the last write is on disk and the database is closed, also for
     /// readers.
     pub closed: tokio::task::JoinHandle<()>,
@@ -142,9 +142,9 @@ pub async fn open(path: &Path, migrations: &Migrator, reserve: ReserveFile) -> R
         .foreign_keys(true)
         // In pages. The writer checkpoints long before this size, after it has answered.
         .pragma("wal_autocheckpoint", "20000")
-        .busy_timeout(BUSY)
+        .busy_timeout(BUSY_TIMEOUT)
         // A lock that is not released is reported as such, and not also as a slow statement.
-        .log_slow_statements("warn".parse().expect("it is a level"), BUSY * 2);
+        .log_slow_statements("warn".parse().expect("it is a level"), BUSY_TIMEOUT * 2);
     let checked = integrity::check_at_start(path, &shown).await?;
     let mut connection = options.clone().connect().await.map_err(|error| explain_open(&shown, error))?;
     if let Err(error) = prepare(&mut connection, migrations, &shown).await {
@@ -164,13 +164,13 @@ pub async fn open(path: &Path, migrations: &Migrator, reserve: ReserveFile) -> R
             Some(Unchecked { path: path.to_owned(), depth, health: health.clone() })
         }
     };
-    Ok(Database { writer, readers: Readers::new(pool, health), closed, unchecked })
+    Ok(Database { writer, readers: ReadPool::new(pool, health), closed, unchecked })
 }
 
 /// Checks whether the database can be used, changes nothing if not, and migrates it.
 async fn prepare(connection: &mut SqliteConnection, migrations: &Migrator, shown: &str) -> Result<(), OpenError> {
     let explain = |error: sqlx::Error| explain_open(shown, error);
-    // Readers do not need another program's lock, but a service that can read and not write is worse than none.
+    // ReadPool do not need another program's lock, but a service that can read and not write is worse than none.
     connection.begin_with("BEGIN IMMEDIATE").await.map_err(&explain)?.rollback().await.map_err(&explain)?;
     migrations.run(&mut *connection).await.map_err(|error| match error {
         MigrateError::VersionMissing(_) | MigrateError::VersionMismatch(_) => {
@@ -189,13 +189,16 @@ async fn prepare(connection: &mut SqliteConnection, migrations: &Migrator, shown
 }
 
 async fn reader_pool(path: &Path) -> sqlx::Result<SqlitePool> {
-    let options =
-        SqliteConnectOptions::new().filename(path).read_only(true).pragma("query_only", "on").busy_timeout(BUSY);
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .read_only(true)
+        .pragma("query_only", "on")
+        .busy_timeout(BUSY_TIMEOUT);
     SqlitePoolOptions::new()
         // All connections are opened at the start and kept: one that is opened later would read whatever file is at
         // the path by then.
-        .max_connections(READERS)
-        .min_connections(READERS)
+        .max_connections(READ_CONNECTIONS)
+        .min_connections(READ_CONNECTIONS)
         .idle_timeout(None)
         .max_lifetime(None)
         // There is no server that could disconnect.
@@ -210,7 +213,7 @@ pub fn explain_open(path: &str, error: sqlx::Error) -> OpenError {
     let path = path.to_owned();
     let cause = error.to_string();
     let code = error.as_database_error().and_then(|e| e.code()).and_then(|c| c.parse::<i32>().ok());
-    // SQLite's primary result codes are the low byte: 5 BUSY, 6 LOCKED, 11 CORRUPT, 26 NOTADB.
+    // SQLite's primary result codes are the low byte: 5 BUSY_TIMEOUT, 6 LOCKED, 11 CORRUPT, 26 NOTADB.
     match code.map(|c| c & 0xff) {
         Some(5 | 6) => OpenError::Locked { path },
         Some(11 | 26) => OpenError::Corrupt { path, cause },

@@ -1,5 +1,5 @@
-//! The connections for reads. Their errors are reported to the database's health, because the writer has to check the
-//! database then.
+//! The connections for reads. An I/O error makes the writer check the database. An error that shows corruption is
+//! recorded as damage at once.
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
 use sqlx::{
@@ -10,7 +10,7 @@ use sqlx::{
 use super::health::DatabaseHealth;
 
 #[derive(Clone, Debug)]
-pub struct Readers {
+pub struct ReadPool {
     pool: SqlitePool,
     health: DatabaseHealth,
 }
@@ -21,21 +21,21 @@ impl std::fmt::Debug for DatabaseHealth {
     }
 }
 
-impl Readers {
+impl ReadPool {
     pub(super) fn new(pool: SqlitePool, health: DatabaseHealth) -> Self {
         Self { pool, health }
     }
 
     /// An error that shows damage of the database is returned as such.
     fn note<T>(health: &DatabaseHealth, result: sqlx::Result<T>) -> sqlx::Result<T> {
-        result.map_err(|error| match health.met(&error) {
+        result.map_err(|error| match health.record_reader_error(&error) {
             Some(fault) => sqlx::Error::AnyDriverError(Box::new(fault)),
             None => error,
         })
     }
 }
 
-impl<'p> Executor<'p> for &'p Readers {
+impl<'p> Executor<'p> for &'p ReadPool {
     type Database = Sqlite;
 
     fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, sqlx::Result<Either<SqliteQueryResult, SqliteRow>>>
@@ -44,7 +44,7 @@ impl<'p> Executor<'p> for &'p Readers {
         E: 'q + Execute<'q, Sqlite>,
     {
         let health = self.health.clone();
-        self.pool.fetch_many(query).map(move |step| Readers::note(&health, step)).boxed()
+        self.pool.fetch_many(query).map(move |step| ReadPool::note(&health, step)).boxed()
     }
 
     fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, sqlx::Result<Option<SqliteRow>>>
@@ -53,7 +53,7 @@ impl<'p> Executor<'p> for &'p Readers {
         E: 'q + Execute<'q, Sqlite>,
     {
         let health = self.health.clone();
-        self.pool.fetch_optional(query).map(move |row| Readers::note(&health, row)).boxed()
+        self.pool.fetch_optional(query).map(move |row| ReadPool::note(&health, row)).boxed()
     }
 
     fn prepare_with<'e>(
@@ -65,7 +65,7 @@ impl<'p> Executor<'p> for &'p Readers {
         'p: 'e,
     {
         let health = self.health.clone();
-        self.pool.prepare_with(sql, parameters).map(move |made| Readers::note(&health, made)).boxed()
+        self.pool.prepare_with(sql, parameters).map(move |made| ReadPool::note(&health, made)).boxed()
     }
 
     fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, sqlx::Result<sqlx::Describe<Sqlite>>>

@@ -126,7 +126,7 @@ impl DatabaseReserve {
         match blocking_io(move || file.lock().refill()).await {
             Ok(Refilled { free, missing }) => {
                 self.incomplete = missing > 0;
-                if free >= FREE_AFTERWARDS && self.health.low().is_some() {
+                if free >= FREE_AFTERWARDS && self.health.space_fault().is_some() {
                     tracing::info!(missing, "there is disk space again for new vms");
                     self.health.set_low(false);
                 }

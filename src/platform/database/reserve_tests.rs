@@ -18,19 +18,19 @@ async fn space_is_given_up_in_parts_and_taken_again() {
     assert_eq!((held.is_incomplete(), length()), (false, size));
     let free = || files::free(&disk).unwrap();
     held.make_headroom(free()).await;
-    assert_eq!((length(), held.health.low()), (size, None));
+    assert_eq!((length(), held.health.space_fault()), (size, None));
 
     small::fill(&disk, 2);
     held.make_headroom(free()).await;
     assert_eq!(length(), size - PART);
     assert!(free() >= HEADROOM && held.is_incomplete());
-    assert!(held.health.low().unwrap().detail.contains("is full"));
+    assert!(held.health.space_fault().unwrap().detail.contains("is full"));
     // Given up although there seems to be enough: a quota, for example.
     held.disk_was_full().await;
     assert_eq!(length(), size - 2 * PART);
     // Not while there is too little.
     held.refill().await;
-    assert!(held.is_incomplete() && held.health.low().is_some());
+    assert!(held.is_incomplete() && held.health.space_fault().is_some());
     // A restart finds what is left.
     let mut held = reserve(&disk, size).await;
     assert!(held.is_incomplete());
@@ -42,7 +42,7 @@ async fn space_is_given_up_in_parts_and_taken_again() {
 
     small::empty(&disk);
     held.refill().await;
-    assert_eq!((held.is_incomplete(), length(), held.health.low()), (false, size, None));
+    assert_eq!((held.is_incomplete(), length(), held.health.space_fault()), (false, size, None));
     // Smaller, and none.
     assert!(!reserve(&disk, size / 2).await.is_incomplete());
     assert_eq!(length(), size / 2);

@@ -25,7 +25,7 @@ use tokio::{
 
 use super::{
     DatabaseError, WriteError,
-    health::{Compared, DatabaseFault, DatabaseFiles, DatabaseHealth, FaultKind, FilesSnapshot, Meaning, meaning},
+    health::{Compared, DatabaseFault, DatabaseFiles, DatabaseHealth, ErrorClass, FaultKind, FilesSnapshot, classify},
     integrity::{self, CheckError, Depth},
     reserve::{DatabaseReserve, REFILL_EVERY},
 };
@@ -57,8 +57,9 @@ type Finish = Box<dyn FnOnce(CommitOutcome) + Send>;
 #[derive(Clone)]
 enum CommitOutcome {
     Committed,
-    /// Written to the open file, which will not be there after the next start.
-    CommittedInVain(DatabaseFault),
+    /// Committed, but the check of the files failed afterwards, so the next start may not find the write. The caller
+    /// gets the fault.
+    CommittedUnverified(DatabaseFault),
     Failed(DatabaseFault),
 }
 
@@ -110,7 +111,7 @@ where
                             tell(&value);
                             Ok(value)
                         }
-                        CommitOutcome::CommittedInVain(fault) => {
+                        CommitOutcome::CommittedUnverified(fault) => {
                             tell(&value);
                             Err(DatabaseError::Fault(fault).into())
                         }
@@ -229,7 +230,7 @@ impl Writer {
     /// Tests by writing whether a write reaches the disk.
     pub async fn prove(&self) -> Result<(), DatabaseFault> {
         // Writes succeed, but the service takes no new work.
-        if let Some(fault) = self.health.low() {
+        if let Some(fault) = self.health.space_fault() {
             return Err(fault);
         }
         let mut proof = self.proof.lock().await;
@@ -310,11 +311,11 @@ impl Task {
                 }
                 () = health.suspected() => {
                     self.suspect = true;
-                    if let Err(fault) = self.look().await {
-                        self.failed(fault);
+                    if let Err(fault) = self.check_files().await {
+                        self.record_failure(fault);
                     }
                 }
-                () = tokio::time::sleep_until(self.refill_at), if self.reserve.is_incomplete() || health.low().is_some() => {
+                () = tokio::time::sleep_until(self.refill_at), if self.reserve.is_incomplete() || health.space_fault().is_some() => {
                     self.reserve.refill().await;
                     self.refill_at = clock::monotonic() + REFILL_EVERY;
                 }
@@ -332,8 +333,8 @@ impl Task {
         if let Some(checking) = self.checking.take() {
             checking.abort();
         }
-        if let Err(fault) = self.look().await {
-            self.failed(fault);
+        if let Err(fault) = self.check_files().await {
+            self.record_failure(fault);
         }
         self.readers.close().await;
         let Some(mut connection) = self.connection.take() else { return };
@@ -358,17 +359,17 @@ impl Task {
         let mut batch = batch.into_iter();
         let mut finish = Vec::with_capacity(requests);
         let outcome = match self.commit(&mut batch, &mut finish).await {
-            Ok(()) => match self.look().await {
+            Ok(()) => match self.check_files().await {
                 Ok(wrote) => {
                     if wrote && proves {
-                        self.health.proved();
+                        self.health.record_durable_write();
                         self.pause = FIRST_PAUSE;
                     }
                     CommitOutcome::Committed
                 }
-                Err(fault) => CommitOutcome::CommittedInVain(self.failed(fault)),
+                Err(fault) => CommitOutcome::CommittedUnverified(self.record_failure(fault)),
             },
-            Err(fault) => CommitOutcome::Failed(self.failed(fault)),
+            Err(fault) => CommitOutcome::Failed(self.record_failure(fault)),
         };
         for f in finish {
             let outcome = outcome.clone();
@@ -385,17 +386,17 @@ impl Task {
                 }
             }
             // Requests that were not run yet also need an answer.
-            CommitOutcome::CommittedInVain(fault) | CommitOutcome::Failed(fault) => {
+            CommitOutcome::CommittedUnverified(fault) | CommitOutcome::Failed(fault) => {
                 batch.for_each(|request| request.refuse(fault.clone()))
             }
         }
     }
 
     /// Records the fault and returns the current one. The next try waits a little.
-    fn failed(&mut self, fault: DatabaseFault) -> DatabaseFault {
+    fn record_failure(&mut self, fault: DatabaseFault) -> DatabaseFault {
         self.try_at = clock::monotonic() + self.pause;
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-        self.health.fails(fault)
+        self.health.record_fault(fault)
     }
 
     async fn commit(&mut self, batch: &mut Batch, finish: &mut Vec<Finish>) -> Result<(), DatabaseFault> {
@@ -404,7 +405,7 @@ impl Task {
         {
             return Err(fault);
         }
-        self.look().await?;
+        self.check_files().await?;
         self.reserve.make_headroom(self.known.free).await;
         let mut connection = self.open().await?;
         match transact(&mut connection, &self.health, batch, finish).await {
@@ -413,10 +414,10 @@ impl Task {
                 Ok(())
             }
             Err(error) => {
-                self.suspect |= meaning(&error) == Meaning::Io;
-                // Closing rolls the transaction back. Readers have the log open, so nothing else happens.
+                self.suspect |= classify(&error) == ErrorClass::Io;
+                // Closing rolls the transaction back. ReadPool have the log open, so nothing else happens.
                 let _ = timeout(OPEN_WITHIN, connection.close()).await;
-                if meaning(&error) == Meaning::Full {
+                if classify(&error) == ErrorClass::Full {
                     self.reserve.disk_was_full().await;
                 }
                 Err(self.health.fault_of(&error))
@@ -438,7 +439,7 @@ impl Task {
 
     /// Checks whether the files are still the ones that are open, and whether only this service has written to them.
     /// Returns whether something was written since the last check.
-    async fn look(&mut self) -> Result<bool, DatabaseFault> {
+    async fn check_files(&mut self) -> Result<bool, DatabaseFault> {
         match self.files.compare(&mut self.known).await {
             Ok(Compared::Same { wrote }) => {
                 if self.suspect {
@@ -452,7 +453,7 @@ impl Task {
                 Ok(false)
             }
             Err(fault) => {
-                self.save().await;
+                self.checkpoint_before_loss().await;
                 Err(fault)
             }
         }
@@ -472,7 +473,7 @@ impl Task {
 
     /// If the log was removed from its directory, its content is checkpointed while that is still possible: the next
     /// start would not find it. Never into a file that another program has written to.
-    async fn save(&mut self) {
+    async fn checkpoint_before_loss(&mut self) {
         if let Some(connection) = &mut self.connection
             && self.files.main_is(&self.known).await
         {
@@ -485,7 +486,8 @@ impl Task {
     }
 
     /// Checkpoints the log when it is long. A failure does no harm: the log grows, and the next check tries again.
-    /// The main file is written only here, so other programs that write to it are noticed.
+    /// The main file is written only by checkpoints of this task: here and in
+    /// `checkpoint_before_loss`. Each of them updates `known`, so any other change was made by another program.
     async fn checkpoint(&mut self) {
         let Some(connection) = &mut self.connection else { return };
         let longest = if self.reserve.is_incomplete() { CHECKPOINT_WHEN_FULL } else { CHECKPOINT };
@@ -499,7 +501,7 @@ impl Task {
             (self.known.size, self.known.modified) = (size, modified);
         }
         if let Err(error) = made {
-            self.suspect |= matches!(meaning(&error), Meaning::Io | Meaning::Corrupt);
+            self.suspect |= matches!(classify(&error), ErrorClass::Io | ErrorClass::Corrupt);
             tracing::warn!(%error, "cannot checkpoint the database's write-ahead log; it grows until a checkpoint succeeds");
         }
     }
@@ -555,7 +557,7 @@ async fn transact(
 fn give_up(failure: WriteFailure, rolled_back: sqlx::Result<()>, health: &DatabaseHealth) -> sqlx::Result<()> {
     let WriteFailure { sqlite, answer } = failure;
     let doubt = match (sqlite, rolled_back) {
-        (Some(error), rolled_back) if meaning(&error) != Meaning::Statement || rolled_back.is_err() => error,
+        (Some(error), rolled_back) if classify(&error) != ErrorClass::Statement || rolled_back.is_err() => error,
         (own, Ok(())) => {
             answer(FailureAnswer::Own(own));
             return Ok(());
@@ -571,7 +573,7 @@ pub(super) async fn check_later(path: PathBuf, depth: Depth, health: DatabaseHea
     match integrity::check_beside(&path, depth).await {
         Ok(()) => tracing::debug!("the check of the whole database found no damage"),
         Err(error) => match found(&health, error) {
-            fault if fault.kind == FaultKind::Damaged => drop(health.fails(fault)),
+            fault if fault.kind == FaultKind::Damaged => drop(health.record_fault(fault)),
             fault => tracing::warn!("cannot check the database: {}", fault.detail),
         },
     }

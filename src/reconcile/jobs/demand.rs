@@ -1,6 +1,6 @@
-//! Creates and ends vms for the jobs of pools. Compares counts, not pairs: a CI server gives a job to any matching runner,
-//! so a pool needs as many vms without a job as there are jobs without a vm, no matter which vm was created for which
-//! job.
+//! Creates and ends vms for the jobs of pools. If the CI server gives a job to any matching runner, the vms of a pool
+//! without a job are counted against its jobs without a vm, no matter which vm was created for which job. If the CI
+//! server binds a job to its runner (`SourceKind::binds_jobs`), each job is paired with its vm.
 
 use std::time::Duration;
 
@@ -79,19 +79,19 @@ impl PoolDemand {
 
     /// Creates and ends vms for all pools. Returns when a job that has to wait may get a vm.
     async fn meet(&self) -> Result<Option<Timestamp>> {
-        let (mut next, doubtful) = self.meet_certain().await?;
-        for (pool, job) in doubtful {
-            let again = self.make_another(&pool, &job).await?;
+        let (mut next, need_request) = self.meet_without_requests().await?;
+        for (pool, job) in need_request {
+            let again = self.ask_and_create_vm(&pool, &job).await?;
             next = [next, again].into_iter().flatten().min();
         }
         Ok(next)
     }
 
-    /// Like `meet`, except for jobs about which the CI server has to be asked first: whether they are still queued, if a vm
-    /// was created for them before, and for a reservation, if a vm is for one particular job. Returns them.
-    async fn meet_certain(&self) -> Result<(Option<Timestamp>, Vec<(Pool, Job)>)> {
+    /// Creates and ends vms without requests to the CI server. Returns the jobs that need a request first: jobs for which a
+    /// vm was created before (are they still queued?), and jobs that have to be reserved.
+    async fn meet_without_requests(&self) -> Result<(Option<Timestamp>, Vec<(Pool, Job)>)> {
         let _alone = self.updates.lock().await;
-        let mut doubtful = Vec::new();
+        let mut need_request = Vec::new();
         let mut jobs = self.reader.open_jobs().await?;
         let known = self.reader.known_pools(&self.settings.pools).await?;
         let pools: Vec<Pool> = known.into_values().map(|known| known.pool).collect();
@@ -121,7 +121,7 @@ impl PoolDemand {
             for key in plan.make {
                 let Some(job) = jobs.iter().find(|job| job.record.key() == key) else { continue };
                 if job.tries > 0 || bound {
-                    doubtful.push((pool.clone(), job.clone()));
+                    need_request.push((pool.clone(), job.clone()));
                 } else {
                     let again = self.make_vm(pool, job.clone(), now).await?;
                     next = [next, again].into_iter().flatten().min();
@@ -131,12 +131,12 @@ impl PoolDemand {
         for (status, n) in count(&jobs) {
             metrics::gauge!("mayfly_jobs", "status" => status).set(n);
         }
-        Ok((next, doubtful))
+        Ok((next, need_request))
     }
 
     /// Creates a vm for a job about which the CI server has to be asked first. A previous vm of it may have run the job while
     /// the webhooks about it are late or lost.
-    async fn make_another(&self, pool: &Pool, job: &Job) -> Result<Option<Timestamp>> {
+    async fn ask_and_create_vm(&self, pool: &Pool, job: &Job) -> Result<Option<Timestamp>> {
         if let Some(server) = self.sources.server(&job.record.source) {
             let seen = if job.tries > 0 { server.job(job).await } else { Ok(FoundJob::Unclear) };
             match seen {

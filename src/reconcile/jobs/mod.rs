@@ -1,4 +1,4 @@
-//! Follows jobs of CI systems: applies updates from the job sources, binds jobs to the vm whose runner has them, and
+//! Follows jobs of CI systems: applies updates from the feeds, binds jobs to the vm whose runner has them, and
 //! creates vms for them.
 //!
 //! ```text
@@ -17,7 +17,7 @@ mod loops;
 mod plan;
 mod poll;
 mod settings;
-mod source;
+mod update_feed;
 mod updates;
 mod waiting;
 mod webhooks;

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::domain::{
-    Announcer, Budgets, BudgetsPatch, Event, Scope, SizeRequest, SourceName, TemplateSource,
+    Announcer, Budgets, BudgetsPatch, Event, Scope, SourceName, TemplateOverrides, TemplateSource,
     job::{JobUpdate, UpdateSource},
     job_record::{JobRecord, JobStatus},
     runner::{RunnerFact, RunnerKind},
@@ -74,7 +74,7 @@ fn spec(pool: Option<&str>) -> VmSpec {
         id: VmId::mint(),
         name: "a".into(),
         template: "macos".into(),
-        source: TemplateSource::Awaited { awaits: SizeRequest::default() },
+        source: TemplateSource::Awaited { awaits: TemplateOverrides::default() },
         runner: RunnerKind::GitHub,
         source_runner: None,
         pool: pool.map(str::to_owned),

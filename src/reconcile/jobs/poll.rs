@@ -12,7 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     settings::Settings,
-    source::{JobSource, ReceivedUpdate},
+    update_feed::{JobUpdateFeed, ReceivedUpdate},
     waiting::WaitNotes,
 };
 use crate::{
@@ -241,7 +241,7 @@ impl Poll {
     }
 }
 
-impl JobSource for Poll {
+impl JobUpdateFeed for Poll {
     fn name(&self) -> &'static str {
         "poll"
     }

@@ -1,3 +1,5 @@
+//! Settings of the loops of jobs.
+
 use std::{sync::Arc, time::Duration};
 
 use crate::domain::Pool;

@@ -2,7 +2,7 @@
 
 use futures_util::future::BoxFuture;
 
-use super::source::{JobSource, ReceivedUpdate};
+use super::update_feed::{JobUpdateFeed, ReceivedUpdate};
 use crate::{
     domain::{Result, job::DeliveryResult},
     parts::Parts,
@@ -34,7 +34,7 @@ impl Deliveries {
     }
 }
 
-impl JobSource for Deliveries {
+impl JobUpdateFeed for Deliveries {
     fn name(&self) -> &'static str {
         "webhooks"
     }

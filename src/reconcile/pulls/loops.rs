@@ -1,3 +1,5 @@
+//! Starts the loops of pulls: one task per unfinished pull, and the watches of tags.
+
 use std::{collections::HashSet, time::Duration};
 
 use tokio::sync::{broadcast::error::RecvError, mpsc};
@@ -40,7 +42,7 @@ impl PullLoops {
             if driven.insert(id) {
                 let (run, gone) = (self.run.clone(), gone.clone());
                 let work = async move {
-                    let done = tasks::survived("pull", run.drive(id)).await.is_some();
+                    let done = tasks::run_catching_panic("pull", run.drive(id)).await.is_some();
                     let _ = gone.send((id, done));
                 };
                 let shutdown = shutdown.clone();

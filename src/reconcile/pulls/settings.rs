@@ -1,3 +1,5 @@
+//! Settings of the loops of pulls.
+
 use std::time::Duration;
 
 #[derive(Clone, Debug)]

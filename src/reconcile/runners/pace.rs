@@ -1,3 +1,5 @@
+//! Intervals of requests about runners.
+
 use std::time::Duration;
 
 /// Intervals of requests to a CI server.

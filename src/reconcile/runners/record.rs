@@ -1,3 +1,5 @@
+//! Names the runner of an attempt, and records what its CI server reports about it.
+
 use std::sync::Arc;
 
 use crate::{

@@ -45,7 +45,8 @@ impl SpentBudgets {
         let mut pause = self.pace.first_retry;
         loop {
             let removal = match budget {
-                // Before there is a guest, or after the longest time that a vm may exist, or without a managed runner.
+                // The server is not asked: there is no guest yet (queue, clone), the vm must end anyway (lifetime), it has no
+                // managed runner (unobserved), it has ended already (keep on failure), or `silent` has asked (heartbeat).
                 Budget::Queue
                 | Budget::Clone
                 | Budget::Lifetime

@@ -22,7 +22,7 @@ use crate::{
         presence::Presence,
         runners::RunnerWatch,
     },
-    store::{Expect, Ledger, Reader, StoreError, guest_heartbeats::Heartbeats},
+    store::{Expect, Ledger, Reader, StoreError, guest_heartbeats::GuestHeartbeats},
 };
 
 /// The latest state of the vm, updated with each event.
@@ -31,11 +31,11 @@ type Newest = watch::Receiver<Option<Arc<Vm>>>;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// After a time without writes, no budget counts as spent for this long, so that guests can repeat their reports.
-const ONCE_HEARD: Duration = Duration::from_secs(30);
+const REPORT_GRACE: Duration = Duration::from_secs(30);
 /// Pause between two questions whether the runner of a silent guest has a job.
 const ASK_AGAIN: Duration = Duration::from_secs(30);
 /// Longest pause after a failed write while the database accepts others.
-const ONCE_WRITABLE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE_WRITABLE: Duration = Duration::from_secs(1);
 
 enum Next {
     /// The step succeeded.
@@ -51,14 +51,14 @@ enum Next {
 
 /// Whether `GET /host` shows this refusal as a fault of its own. A refused guest is shown by the ceiling, a taken slot by the
 /// usage, and a failed accelerator by its driver.
-fn is_for_the_board(code: Code) -> bool {
+fn is_shown_as_refusal(code: Code) -> bool {
     !matches!(code, Code::HostLimit | Code::SlotTaken | Code::AcceleratorFailed)
 }
 
-pub(in crate::reconcile) struct VmDriver {
+pub(in crate::reconcile) struct VmTask {
     ledger: Ledger,
     reader: Reader,
-    heartbeats: Heartbeats,
+    heartbeats: GuestHeartbeats,
     clock: Clock,
     presence: Presence,
     host: HostObserver,
@@ -67,7 +67,7 @@ pub(in crate::reconcile) struct VmDriver {
     runner_watch: RunnerWatch,
 }
 
-impl VmDriver {
+impl VmTask {
     pub fn new(
         parts: &Parts,
         presence: Presence,
@@ -133,12 +133,12 @@ impl VmDriver {
                     if fault.code == Code::HostLimit {
                         self.host.limit_met(&vm, fault.clone()).await;
                     }
-                    if failure.kind == FailureKind::Host && is_for_the_board(fault.code) {
+                    if failure.kind == FailureKind::Host && is_shown_as_refusal(fault.code) {
                         self.host.step_refused(&vm, fault.clone());
                     }
                     if fault.code == Code::AcceleratorFailed {
                         // Updates `GET /host` at once: its guests are slow from now on.
-                        self.host.look_at_drivers(false).await;
+                        self.host.probe_drivers(false).await;
                     }
                     let (event, wait) = failed(&vm, failure.kind, fault);
                     (Expect::Attempt { state: step_of.0, attempt: step_of.1 }, event, wait)
@@ -200,7 +200,7 @@ impl VmDriver {
                         loop {
                             self.clock.sleep_until(at).await;
                             // Guests repeat the reports that could not be stored; they count before the budget does.
-                            self.ledger.health().steady(ONCE_HEARD).await;
+                            self.ledger.health().wait_until_writable(REPORT_GRACE).await;
                             // If the service was suspended until now, the budget is longer than it seemed.
                             self.presence.confirmed().await;
                             // The row may have been read a moment before the clock was set back.
@@ -267,7 +267,7 @@ impl VmDriver {
     async fn until_writable(&self, pause: Duration) -> Duration {
         let mut fault = self.ledger.health().changes();
         if fault.borrow().is_none() {
-            return self.rest(pause.min(ONCE_WRITABLE)).await;
+            return self.rest(pause.min(LONGEST_PAUSE_WRITABLE)).await;
         }
         tokio::select! {
             pause = self.rest(pause) => pause,

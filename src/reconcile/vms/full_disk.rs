@@ -16,7 +16,7 @@ use crate::{
     reconcile::failure::Failure,
     store::{
         Expect, Ledger,
-        guest_heartbeats::Heartbeats,
+        guest_heartbeats::GuestHeartbeats,
         logs::{LogSource, Logs},
     },
     templates::Catalog,
@@ -31,7 +31,7 @@ pub(super) struct FullDisk {
     ledger: Ledger,
     logs: Logs,
     catalog: Arc<Catalog>,
-    heartbeats: Heartbeats,
+    heartbeats: GuestHeartbeats,
     clock: Clock,
     /// How long a guest may stay paused.
     give_up_after: Duration,

@@ -23,7 +23,7 @@ mod template;
 
 pub(super) use self::{
     budgets::{SpentBudgets, drain_extension},
-    drive::VmDriver,
+    drive::VmTask,
     provisioning::Provisioner,
     steps::Steps,
 };

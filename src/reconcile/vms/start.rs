@@ -22,7 +22,7 @@ use crate::{
     },
     drivers::{
         Driver,
-        inspector::{HostInspector, PATIENT},
+        inspector::{HostInspector, TWO_LISTS_TIMEOUT},
     },
     parts::Parts,
     platform::clock,
@@ -82,7 +82,7 @@ impl Starts {
     ) -> Result<StartPermit<'_>, Usage> {
         let mut starts = self.lock();
         // Older inspections are not used.
-        starts.retain(|_, start| start.ended.is_none_or(|ended| clock::elapsed(ended) < 2 * PATIENT));
+        starts.retain(|_, start| start.ended.is_none_or(|ended| clock::elapsed(ended) < 2 * TWO_LISTS_TIMEOUT));
         let unseen: HashMap<VmId, Start> = starts
             .iter()
             .filter(|(_, s)| s.ended.is_none_or(|ended| ended >= since))
@@ -157,7 +157,7 @@ impl StartPermits {
         loop {
             let leases = self.reader.lease_holders().await?;
             let since = clock::monotonic();
-            let view = self.host.look(since, PATIENT).await;
+            let view = self.host.inspect_since(since, TWO_LISTS_TIMEOUT).await;
             if let Some(fault) = view.unlisted(spec.os, &spec.driver) {
                 if clock::monotonic() >= give_up {
                     return Err(Failure::new(FailureKind::Host, fault.code, fault.detail.clone()));

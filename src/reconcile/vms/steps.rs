@@ -18,7 +18,7 @@ use crate::{
         event::{Announcer, GoneCause},
         state::Step,
     },
-    drivers::{Driver, GuestNetwork, InstanceSpec, Seed, registry::Registry},
+    drivers::{Driver, GuestNetwork, InstanceSpec, Seed, registry::DriverRegistry},
     guest,
     parts::Parts,
     platform::{Clock, files, tasks::blocking_io},
@@ -38,7 +38,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const ASK_WITHIN: Duration = Duration::from_secs(20);
 
 pub(in crate::reconcile) struct Steps {
-    drivers: Arc<Registry>,
+    drivers: Arc<DriverRegistry>,
     catalog: Arc<Catalog>,
     logs: Logs,
     clock: Clock,

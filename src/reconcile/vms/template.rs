@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     domain::{Budgets, Code, Error, Event, ResolvedSpec, TemplateSource, Vm, capacity::Capacity, vm_spec::NetworkUser},
-    drivers::registry::Registry,
+    drivers::registry::DriverRegistry,
     parts::Parts,
     platform::Clock,
     reconcile::{
@@ -28,7 +28,7 @@ pub(super) struct TemplateFetch {
     reader: Reader,
     catalog: Arc<Catalog>,
     puller: Puller,
-    drivers: Arc<Registry>,
+    drivers: Arc<DriverRegistry>,
     clock: Clock,
     capacity: Capacity,
     /// Budgets of images that do not define any.
@@ -80,10 +80,10 @@ impl TemplateFetch {
         // Takes a lease, because no row in the database refers to the template yet. A template that was removed or
         // found damaged meanwhile is pulled again.
         let taken = self.catalog.take(&template.digest).await;
-        let (template, _kept) = taken.map_err(|error| Failure { kind: FailureKind::Retry, ..error.into() })?;
+        let (template, _lease) = taken.map_err(|error| Failure { kind: FailureKind::Retry, ..error.into() })?;
         let user = NetworkUser { runner: vm.spec.runner, pool: vm.spec.pool.as_deref() };
         let can = self.drivers.network_support(&template.driver);
-        let (spec, budgets) = awaits.of(&template, &self.budgets, &self.capacity, user, &can)?;
+        let (spec, budgets) = awaits.resolve(&template, &self.budgets, &self.capacity, user, &can)?;
         if self.drivers.get(&spec.driver).is_none() {
             let detail =
                 format!("{} is for the driver {}, which is not enabled in this service", vm.spec.template, spec.driver);

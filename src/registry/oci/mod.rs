@@ -26,4 +26,4 @@ pub use form::{ImageFormat, Role};
 pub use index::Index;
 pub use manifest::Image;
 pub use reference::Reference;
-pub use settings::Settings;
+pub use settings::ImageSettings;

@@ -14,7 +14,7 @@ const VERSION: u64 = 1;
 
 /// Its fields are in the order of their names, because they are written in this order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Settings {
+pub struct ImageSettings {
     pub arch: Arch,
     /// Those that differ from the defaults.
     #[serde(default, skip_serializing_if = "says_nothing")]
@@ -43,9 +43,9 @@ struct VersionProbe {
     version: u64,
 }
 
-impl Settings {
-    pub fn of(template: &Template) -> Settings {
-        Settings {
+impl ImageSettings {
+    pub fn of(template: &Template) -> ImageSettings {
+        ImageSettings {
             arch: template.arch,
             budgets: template.budgets.clone(),
             cmdline: template.cmdline.clone(),
@@ -66,7 +66,7 @@ impl Settings {
     }
 
     /// Reads the output of `to_bytes`, also of a newer Mayfly with the same version.
-    pub fn parse(bytes: &[u8]) -> Result<Settings, String> {
+    pub fn parse(bytes: &[u8]) -> Result<ImageSettings, String> {
         let wrong = |e: serde_json::Error| format!("cannot be read: {e}");
         let VersionProbe { version } = serde_json::from_slice(bytes).map_err(wrong)?;
         if version != VERSION {
@@ -81,7 +81,7 @@ impl Settings {
                 return Err(format!("has the budget {name} = {value:.40}, expected a whole number"));
             }
         }
-        let settings: Settings = serde_json::from_value(document).map_err(wrong)?;
+        let settings: ImageSettings = serde_json::from_value(document).map_err(wrong)?;
         if let Some((name, least, most)) = settings.budgets.wrong() {
             return Err(format!("has the budget {name} out of its range, expected {least} to {most}"));
         }
@@ -118,8 +118,8 @@ mod tests {
 
     const SMALLEST: &str = r#"{"version":1,"driver":"qemu","os":"linux","arch":"aarch64","disk_format":"qcow2"}"#;
 
-    fn settings() -> Settings {
-        Settings {
+    fn settings() -> ImageSettings {
+        ImageSettings {
             arch: Arch::X86_64,
             budgets: BudgetsPatch { boot_seconds: Some(30), ..BudgetsPatch::default() },
             cmdline: Some("console=ttyS0 root=/dev/vda".into()),
@@ -140,13 +140,13 @@ mod tests {
         let text = String::from_utf8(settings().to_bytes().unwrap()).unwrap();
         let expected = r#"{"arch":"x86_64","budgets":{"boot_seconds":30},"cmdline":"console=ttyS0 root=\/dev\/vda","#;
         assert!(text.starts_with(expected), "{text}");
-        assert_eq!(Settings::parse(text.as_bytes()), Ok(settings()));
+        assert_eq!(ImageSettings::parse(text.as_bytes()), Ok(settings()));
     }
 
     #[test]
     fn a_newer_mayfly_may_say_more_and_not_other_things() {
         let more = SMALLEST.replace('}', r#","colour":"red","budgets":{"patience":"none","idle_seconds":60}}"#);
-        let read = Settings::parse(more.as_bytes()).unwrap();
+        let read = ImageSettings::parse(more.as_bytes()).unwrap();
         assert_eq!(read.budgets, BudgetsPatch { idle_seconds: Some(60), ..BudgetsPatch::default() });
         assert_eq!((read.cpus, read.user, read.disk_size), (None, None, None));
         for (from, to, expected) in [
@@ -163,7 +163,7 @@ mod tests {
             ("}", r#","cpus":-1}"#, "-1"),
             ("}", "", "cannot be read"),
         ] {
-            let error = Settings::parse(SMALLEST.replacen(from, to, 1).as_bytes()).unwrap_err();
+            let error = ImageSettings::parse(SMALLEST.replacen(from, to, 1).as_bytes()).unwrap_err();
             assert!(error.contains(expected), "{to}: {error}");
         }
     }

@@ -53,9 +53,9 @@ impl Catalog {
         for _ in 0..8 {
             let template = self.get(name_or_digest).await?;
             let root = self.root.clone();
-            let taken = tokio::task::spawn_blocking(move || root.take(&template).map(|kept| (template, kept)));
-            if let (template, Some(kept)) = taken.await.map_err(Error::internal)?? {
-                return Ok((template, kept));
+            let taken = tokio::task::spawn_blocking(move || root.take(&template).map(|lease| (template, lease)));
+            if let (template, Some(lease)) = taken.await.map_err(Error::internal)?? {
+                return Ok((template, lease));
             }
         }
         Err(Error::new(Code::TemplateInUse, format!("the template {name_or_digest} is being removed")).retry_after(1))

@@ -23,12 +23,12 @@ use super::{
     check::{self, CheckedTemplate, ImportSource},
     import::{self, Imported},
     manifest::{self, FileEntry, Origin, Part, TemplateManifest},
-    work::{CancelOnDrop, StopFlag},
+    read_budget::{CancelOnDrop, StopFlag},
 };
 use crate::{
     domain::{Code, Error, Result, Template, template::TemplateFiles, version::VersionStatus},
     platform::files::{self, SpaceGuard, SpaceLow},
-    registry::oci::Settings,
+    registry::oci::ImageSettings,
 };
 
 #[derive(Clone, Debug)]
@@ -219,7 +219,7 @@ impl Root {
     }
 
     fn stage(&self) -> io::Result<Staged> {
-        // Under the lock that also the sweep takes, which must not find a directory that is not locked yet.
+        // `prepare` takes the same lock. Otherwise it could remove this directory before that is locked.
         let _turn = self.lock()?;
         let path = self.staging().join(Uuid::new_v4().to_string());
         files::create_private_dir(&path)?;
@@ -524,7 +524,7 @@ fn describe(
     checked: CheckedTemplate,
     disk_virtual_bytes: u64,
     image: Option<Origin>,
-    settings: Option<Settings>,
+    settings: Option<ImageSettings>,
     files: BTreeMap<String, FileEntry>,
 ) -> TemplateManifest {
     TemplateManifest {
@@ -585,7 +585,7 @@ fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod full_disk;
+mod full_disk_tests;
 mod history;
 mod marks;
 mod names;
@@ -599,4 +599,4 @@ mod verify;
 
 pub use marks::TemplateLease;
 pub use space::{SpaceLimits, SpaceReservation, TemplateUsage};
-pub(super) mod work;
+pub(super) mod workspace;

@@ -23,11 +23,11 @@ use crate::{
         clock,
         files::{self, sync_dir},
     },
-    registry::oci::{Digest, Settings},
+    registry::oci::{Digest, ImageSettings},
     templates::{
         NewTemplate, check,
         manifest::{self, FileEntry, Origin, Part, TemplateManifest},
-        work::{CancelOnDrop, StopFlag},
+        read_budget::{CancelOnDrop, StopFlag},
     },
 };
 
@@ -91,7 +91,7 @@ impl Catalog {
     pub(in crate::templates) async fn find_pulled(
         &self,
         image: Origin,
-        new: impl Fn(Option<&Settings>) -> NewTemplate + Send + 'static,
+        new: impl Fn(Option<&ImageSettings>) -> NewTemplate + Send + 'static,
     ) -> Result<Option<Template>> {
         let stop = StopFlag::default();
         let _cancel = CancelOnDrop(stop.clone());
@@ -145,7 +145,7 @@ impl Catalog {
         &self,
         staging: Arc<Staging>,
         image: Origin,
-        settings: Option<Settings>,
+        settings: Option<ImageSettings>,
         new: NewTemplate,
         files: BTreeMap<String, FileEntry>,
     ) -> Result<Template> {
@@ -157,7 +157,7 @@ impl Catalog {
 
 impl Root {
     fn staging_of(&self, image: Digest) -> io::Result<Option<Staging>> {
-        // Under the lock of the sweep and of publishing, so that the locked directory is the current one.
+        // Under the lock of `prepare` and of publishing, so that the locked directory is the current one.
         let _turn = self.lock()?;
         let dir = self.staging().join(format!("{PREFIX}{}", image.hex()));
         files::ensure_private_dir(&dir)?;
@@ -188,7 +188,7 @@ impl Root {
     fn find_pulled(
         &self,
         image: &Origin,
-        new: &dyn Fn(Option<&Settings>) -> NewTemplate,
+        new: &dyn Fn(Option<&ImageSettings>) -> NewTemplate,
         stop: &StopFlag,
     ) -> Result<Option<Template>> {
         for (digest, manifest) in self.published().map_err(Error::internal)? {
@@ -273,7 +273,7 @@ impl Root {
         &self,
         staging: &Staging,
         image: Origin,
-        settings: Option<Settings>,
+        settings: Option<ImageSettings>,
         new: &NewTemplate,
         there: BTreeMap<String, FileEntry>,
         stop: &StopFlag,

@@ -16,7 +16,7 @@ use crate::{
     platform::files,
     templates::{
         qcow2,
-        work::{StopFlag, Work},
+        read_budget::{ReadBudget, StopFlag},
     },
 };
 
@@ -51,8 +51,8 @@ pub(super) fn of(image: &Path, allow_backing: bool, stop: &StopFlag) -> Result<V
             }
             return Ok(chain);
         }
-        let work = Work::bounded_by(&file).map_err(|error| cannot(&shown, error))?.until(stop);
-        let backing = qcow2::layer(&file, &work).map_err(|what| invalid(&shown, what))?;
+        let budget = ReadBudget::bounded_by(&file).map_err(|error| cannot(&shown, error))?.until(stop);
+        let backing = qcow2::layer(&file, &budget).map_err(|what| invalid(&shown, what))?;
         let Some(backing) = backing else { return Ok(chain) };
         (path, format) = follow(&path, &backing, &home, allow_backing).map_err(|what| invalid(shown, what))?;
     }

@@ -65,7 +65,7 @@ pub(super) async fn import(
                 continue;
             }
             let field = suffix.trim_start_matches('.');
-            // Nobody named this file, so whoever wrote beside the disk must not choose another file of the host with it.
+            // The request does not name this file. A link in its place must not select another file of the host.
             files::open_regular(&beside).map_err(|what| invalid(field, format!("({}) {what}", beside.display())))?;
             notices.add(field, format!("is {}, found beside the disk", beside.display()));
             *file = Some(beside);

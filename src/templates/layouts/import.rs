@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     domain::{Arch, Error, GuestOs, Result, mac::Mac, template::DiskFormat},
-    templates::{Catalog, NewTemplate, catalog::work::CatalogWorkspace},
+    templates::{Catalog, NewTemplate, catalog::workspace::CatalogWorkspace},
 };
 
 /// A source in the catalog's layout, to be registered while this exists.

@@ -46,7 +46,7 @@ pub use self::{
 };
 use super::{
     NewTemplate,
-    work::{CancelOnDrop, StopFlag},
+    read_budget::{CancelOnDrop, StopFlag},
 };
 use crate::domain::{Code, Error, Result, mac::Mac, tart_config::Display};
 
@@ -183,7 +183,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
     tokio::task::spawn_blocking(work).await.map_err(Error::internal)?
 }
 
-/// The same for work on a file that may be large or hostile: it ends when nobody waits for it any more.
+/// The same for work on a file that may be large or hostile: it stops when the future of its caller is dropped.
 async fn cancellable<T: Send + 'static>(work: impl FnOnce(&StopFlag) -> Result<T> + Send + 'static) -> Result<T> {
     let stop = StopFlag::default();
     let _cancel = CancelOnDrop(stop.clone());

@@ -8,7 +8,7 @@ use crate::{
     platform::files,
     templates::{
         qcow2,
-        work::{StopFlag, Work},
+        read_budget::{ReadBudget, StopFlag},
     },
 };
 
@@ -35,9 +35,9 @@ pub(super) fn check(subject: &LintSubject, findings: &mut Findings) -> bool {
     let (length, allocated) = (metadata.len(), metadata.blocks() * 512);
     match subject.disk_format {
         DiskFormat::Qcow2 => {
-            let checked = Work::bounded_by(&file)
+            let checked = ReadBudget::bounded_by(&file)
                 .map_err(|error| format!("cannot be read: {}", error.kind()))
-                .and_then(|work| qcow2::check(&file, &work.until(&StopFlag::default())));
+                .and_then(|budget| qcow2::check(&file, &budget.until(&StopFlag::default())));
             if let Err(what) = checked {
                 findings.error("disk.format", format!("the disk {name} {what}"), "do that, then check it again");
                 return false;

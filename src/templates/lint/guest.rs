@@ -9,7 +9,7 @@ use crate::{
             file_system::{FileDetails, GuestFileSystem, PartitionContent, SystemState},
             partitions::partitions,
         },
-        work::{StopFlag, Work},
+        read_budget::{ReadBudget, StopFlag},
     },
 };
 
@@ -27,12 +27,13 @@ impl GuestTree {
     /// The file system with the guest's `/etc` on a raw disk, or why there is none.
     pub fn open(disk: &Path, stop: &StopFlag) -> Result<GuestTree, String> {
         let file = files::open_regular(disk)?;
-        let work = Work::bounded_by(&file).map_err(|error| format!("cannot be read: {}", error.kind()))?.until(stop);
-        let work = Arc::new(work);
+        let budget =
+            ReadBudget::bounded_by(&file).map_err(|error| format!("cannot be read: {}", error.kind()))?.until(stop);
+        let budget = Arc::new(budget);
         let mut why = Vec::new();
         for partition in partitions(&file)? {
             let disk = file.try_clone().map_err(|error| format!("cannot be read: {}", error.kind()))?;
-            match GuestFileSystem::load(disk, &partition, &work) {
+            match GuestFileSystem::load(disk, &partition, &budget) {
                 PartitionContent::Other => {}
                 PartitionContent::Unreadable(what) => why.push(what),
                 PartitionContent::System(system) if system.exists("/etc") => {

@@ -30,7 +30,7 @@ pub use self::subject::LintSubject;
 use self::{accounts::Accounts, guest::GuestTree};
 use super::{
     layouts::{Tools, qemu_img},
-    work::{CancelOnDrop, StopFlag},
+    read_budget::{CancelOnDrop, StopFlag},
 };
 use crate::{
     domain::{Error, GuestOs, Result, template::DiskFormat},

@@ -100,13 +100,13 @@ impl PullTask {
     }
 
     /// The image's own settings, if it has them in a separate document.
-    async fn settings(&self) -> Result<Option<oci::Settings>, PullError> {
+    async fn settings(&self) -> Result<Option<oci::ImageSettings>, PullError> {
         if self.image.kind != oci::ImageFormat::Mayfly {
             return Ok(None);
         }
         let bytes = self.client.small_blob(self.image.config).await?;
         let wrong = |what| PullError::Settings { image: Box::new(self.reference.clone()), what };
-        oci::Settings::parse(&bytes).map(Some).map_err(wrong)
+        oci::ImageSettings::parse(&bytes).map(Some).map_err(wrong)
     }
 
     async fn chunks(

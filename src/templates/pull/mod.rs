@@ -77,7 +77,7 @@ pub struct PullRequest {
     pub memory_mib: Option<u32>,
     pub handover: Option<Handover>,
     pub user: Option<String>,
-    /// Not among the image's settings: whoever published the image does not decide what guests reach on this host.
+    /// Not among the image's settings: the publisher of an image does not decide what guests reach on this host.
     pub network: Option<NetworkMode>,
     /// Not among the image's settings either.
     pub ready: Option<ReadyCheck>,
@@ -87,8 +87,7 @@ pub struct PullRequest {
     pub budgets: BudgetsPatch,
     /// Any template of the image is sufficient; the settings above count only if it has to be pulled.
     pub whatever_settings: bool,
-    /// A background pull, with the limits of the background. If a foreground pull of the same image joins, it
-    /// hurries.
+    /// Whether the rate limit of background pulls applies. It is lifted when a foreground pull of the same image joins.
     pub background: bool,
 }
 
@@ -118,7 +117,7 @@ impl PullRequest {
     }
 
     /// The requested template, from the image's own settings. Without its files.
-    fn template(&self, settings: Option<&oci::Settings>) -> NewTemplate {
+    fn template(&self, settings: Option<&oci::ImageSettings>) -> NewTemplate {
         let asked = NewTemplate {
             cpus: self.cpus,
             memory_mib: self.memory_mib,
@@ -142,7 +141,7 @@ impl PullRequest {
     }
 
     /// The same function for the catalog, which stores the settings of its images.
-    fn wanted(&self) -> impl Fn(Option<&oci::Settings>) -> NewTemplate + Send + 'static {
+    fn wanted(&self) -> impl Fn(Option<&oci::ImageSettings>) -> NewTemplate + Send + 'static {
         let request = self.clone();
         move |settings| request.template(settings)
     }

@@ -58,7 +58,7 @@ use crate::{
     },
 };
 
-/// Tart's chunk size: the same content at the same offset is then the same chunk, whoever pushed it.
+/// Tart's chunk size: the same content at the same offset is then the same chunk in every image.
 const PIECE: u64 = 512 << 20;
 
 /// The smallest part size: below it, the request costs more than the part.
@@ -331,7 +331,7 @@ impl PushTask {
     async fn config(&self) -> Result<Blob, PushError> {
         let template = &self.held.template;
         let bytes = match self.kind {
-            ImageFormat::Mayfly => oci::Settings::of(template).to_bytes(),
+            ImageFormat::Mayfly => oci::ImageSettings::of(template).to_bytes(),
             // It is not used, but some registries require it.
             ImageFormat::Tart => document::canonical(&json!({
                 "architecture": match template.arch { Arch::X86_64 => "amd64", Arch::Aarch64 => "arm64" },

@@ -21,7 +21,7 @@ use crate::{
     world::World,
 };
 
-pub struct SizeRequest {
+pub struct ApiRequest {
     pub method: Method,
     /// Without the prefix of an Enterprise Server.
     pub path: Vec<String>,
@@ -33,7 +33,7 @@ pub struct SizeRequest {
     pub url: String,
 }
 
-impl SizeRequest {
+impl ApiRequest {
     pub fn query(&self, name: &str) -> Option<&str> {
         self.query.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str())
     }
@@ -71,7 +71,7 @@ pub async fn handle(State(double): State<Arc<Double>>, request: Request) -> Resp
         Some(rest) => (true, rest),
         None => (false, full.as_str()),
     };
-    let asked = SizeRequest {
+    let asked = ApiRequest {
         method: parts.method,
         path: segments(path),
         query,
@@ -127,7 +127,7 @@ fn truncated(reply: Reply) -> Response {
     response
 }
 
-fn note(world: &mut World, asked: &SizeRequest, then: &Option<Then>, reply: &Reply) {
+fn note(world: &mut World, asked: &ApiRequest, then: &Option<Then>, reply: &Reply) {
     let header = |name: &str| asked.headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned);
     let status = if matches!(then, Some(Then::Drop)) { Value::Null } else { json!(reply.status.as_u16()) };
     // Whose token it was and not the token: tests print this.
@@ -140,7 +140,7 @@ fn note(world: &mut World, asked: &SizeRequest, then: &Option<Then>, reply: &Rep
     }));
 }
 
-fn answer(world: &mut World, origin: &str, asked: &SizeRequest) -> Reply {
+fn answer(world: &mut World, origin: &str, asked: &ApiRequest) -> Reply {
     let mut reply = judged(world, origin, asked);
     if asked.enterprise {
         reply = reply.with("x-github-enterprise-version", "3.17.2");
@@ -149,7 +149,7 @@ fn answer(world: &mut World, origin: &str, asked: &SizeRequest) -> Reply {
     reply.with("date", &date.expect("a year of our time")).with("x-github-media-type", "github.v3; format=json")
 }
 
-fn judged(world: &mut World, origin: &str, asked: &SizeRequest) -> Reply {
+fn judged(world: &mut World, origin: &str, asked: &ApiRequest) -> Reply {
     if asked.headers.get("user-agent").is_none_or(|v| v.is_empty()) {
         return Reply::refuse(
             403,
@@ -187,7 +187,7 @@ fn judged(world: &mut World, origin: &str, asked: &SizeRequest) -> Reply {
 }
 
 /// What answers say of who asked.
-fn described(reply: Reply, who: &auth::Who, version: &str, world: &World, asked: &SizeRequest) -> Reply {
+fn described(reply: Reply, who: &auth::Who, version: &str, world: &World, asked: &ApiRequest) -> Reply {
     let reply = reply.with("x-github-api-version-selected", version);
     let auth::Who::Token(holder) = who else { return reply };
     let reply = match holder {
@@ -204,7 +204,7 @@ fn described(reply: Reply, who: &auth::Who, version: &str, world: &World, asked:
 }
 
 /// A place that has another name now is redirected to: looks permanently, changes such that they stay changes.
-fn renamed(world: &World, asked: &SizeRequest) -> Option<Reply> {
+fn renamed(world: &World, asked: &ApiRequest) -> Option<Reply> {
     let place = asked.path.get(..3).filter(|p| p[0] == "repos")?.join("/");
     let to = world.renamed.get(&place)?;
     let status = if asked.method == Method::GET { 301 } else { 307 };
@@ -215,7 +215,7 @@ fn renamed(world: &World, asked: &SizeRequest) -> Option<Reply> {
 }
 
 /// The tag depends on who asks.
-fn conditional(reply: Reply, asked: &SizeRequest, whose: &str) -> Reply {
+fn conditional(reply: Reply, asked: &ApiRequest, whose: &str) -> Reply {
     let mut of = whose.as_bytes().to_vec();
     of.extend(reply.text());
     let sum = digest::digest(&digest::SHA256, &of);

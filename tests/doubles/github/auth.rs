@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
-    api::SizeRequest,
+    api::ApiRequest,
     keys,
     reply::Reply,
     world::{Place, World},
@@ -55,13 +55,13 @@ impl Who {
     }
 }
 
-pub fn text(asked: &SizeRequest) -> Option<&str> {
+pub fn text(asked: &ApiRequest) -> Option<&str> {
     let header = asked.headers.get("authorization")?.to_str().ok()?;
     header.strip_prefix("Bearer ").or_else(|| header.strip_prefix("token "))
 }
 
 /// Who asks, or what they are told instead.
-pub fn who(world: &mut World, asked: &SizeRequest) -> Result<Who, Reply> {
+pub fn who(world: &mut World, asked: &ApiRequest) -> Result<Who, Reply> {
     let Some(text) = text(asked) else { return Err(Reply::refuse(401, "Requires authentication")) };
     let for_apps =
         asked.path.first().is_some_and(|p| p == "app") || asked.path.last().is_some_and(|p| p == "installation");

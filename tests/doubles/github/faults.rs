@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::api::SizeRequest;
+use crate::api::ApiRequest;
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -48,7 +48,7 @@ pub enum Then {
 }
 
 /// The fault that this request meets.
-pub fn meet(faults: &mut Vec<Fault>, asked: &SizeRequest) -> Option<Then> {
+pub fn meet(faults: &mut Vec<Fault>, asked: &ApiRequest) -> Option<Then> {
     let path = asked.path.join("/");
     let at = faults.iter_mut().position(|fault| {
         let fits = fault.method.as_ref().is_none_or(|m| *m == asked.method.as_str()) && path.contains(&fault.path);

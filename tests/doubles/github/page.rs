@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 
-use crate::{api::SizeRequest, reply::Reply};
+use crate::{api::ApiRequest, reply::Reply};
 
 /// A page of what there is, under this key and beside the count of all; without a key, the bare list.
-pub fn page(asked: &SizeRequest, key: Option<&str>, all: Vec<Value>) -> Reply {
+pub fn page(asked: &ApiRequest, key: Option<&str>, all: Vec<Value>) -> Reply {
     let number = |name: &str, usual: usize| asked.query(name).and_then(|v| v.parse().ok()).unwrap_or(usual);
     let per_page = number("per_page", 30).clamp(1, 100);
     let page = number("page", 1).max(1);

@@ -7,7 +7,7 @@ use jiff::SignedDuration;
 use serde_json::{Value, json};
 
 use crate::{
-    api::SizeRequest,
+    api::ApiRequest,
     auth::{self, Holder, Token, Who},
     jit,
     page::page,
@@ -24,7 +24,7 @@ fn runners_take(place: &str) -> (&'static str, &'static str) {
     }
 }
 
-pub fn route(world: &mut World, origin: &str, asked: &SizeRequest, who: &Who) -> Reply {
+pub fn route(world: &mut World, origin: &str, asked: &ApiRequest, who: &Who) -> Reply {
     let path: Vec<&str> = asked.path.iter().map(String::as_str).collect();
     let get = asked.method == Method::GET;
     match path.as_slice() {
@@ -44,7 +44,7 @@ pub fn route(world: &mut World, origin: &str, asked: &SizeRequest, who: &Who) ->
     }
 }
 
-fn actions(world: &mut World, origin: &str, asked: &SizeRequest, who: &Who, place: &Place, rest: &[&str]) -> Reply {
+fn actions(world: &mut World, origin: &str, asked: &ApiRequest, who: &Who, place: &Place, rest: &[&str]) -> Reply {
     let jobs = matches!(rest.first(), Some(&("runs" | "jobs")));
     let (permission, scope) = if jobs { ("actions", "repo") } else { runners_take(place) };
     let write = asked.method != Method::GET;
@@ -106,13 +106,13 @@ fn actions(world: &mut World, origin: &str, asked: &SizeRequest, who: &Who, plac
     }
 }
 
-fn runners(world: &World, asked: &SizeRequest, place: &Place) -> Reply {
+fn runners(world: &World, asked: &ApiRequest, place: &Place) -> Reply {
     let named = asked.query("name");
     let runners = world.places[place].runners.values().filter(|r| named.is_none_or(|name| r.name == name));
     page(asked, Some("runners"), runners.map(|r| world.show_runner(r)).collect())
 }
 
-fn generate(world: &mut World, origin: &str, asked: &SizeRequest, place: &Place) -> Reply {
+fn generate(world: &mut World, origin: &str, asked: &ApiRequest, place: &Place) -> Reply {
     let invalid = |why: String| Reply::refuse(422, why);
     let Some(Value::Object(body)) = asked.json() else { return Reply::refuse(400, "Problems parsing JSON") };
     for key in ["name", "runner_group_id", "labels"] {
@@ -172,7 +172,7 @@ fn generate(world: &mut World, origin: &str, asked: &SizeRequest, place: &Place)
     Reply::new(201, json!({"runner": shown, "encoded_jit_config": config}))
 }
 
-fn runs(world: &World, asked: &SizeRequest, place: &Place) -> Reply {
+fn runs(world: &World, asked: &ApiRequest, place: &Place) -> Reply {
     let mut runs: BTreeMap<u64, Vec<&crate::world::Job>> = BTreeMap::new();
     for job in world.jobs.values().filter(|j| j.repository == *place) {
         runs.entry(job.run).or_default().push(job);
@@ -227,7 +227,7 @@ fn installation_in(world: &World, who: &Who, place: &str) -> Reply {
     }
 }
 
-fn app(world: &mut World, asked: &SizeRequest, who: &Who, rest: &[&str]) -> Reply {
+fn app(world: &mut World, asked: &ApiRequest, who: &Who, rest: &[&str]) -> Reply {
     let Who::App(app) = *who else { return Reply::refuse(401, "A JSON web token could not be decoded") };
     let (get, post) = (asked.method == Method::GET, asked.method == Method::POST);
     let ours = |world: &World, id: &str| {
@@ -261,7 +261,7 @@ fn app(world: &mut World, asked: &SizeRequest, who: &Who, rest: &[&str]) -> Repl
     }
 }
 
-fn access_token(world: &mut World, asked: &SizeRequest, id: u64) -> Reply {
+fn access_token(world: &mut World, asked: &ApiRequest, id: u64) -> Reply {
     let installation = &world.installations[&id];
     if installation.suspended_at.is_some() {
         return Reply::refuse(403, "This installation has been suspended");

@@ -6,7 +6,7 @@ use aws_lc_rs::hmac;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-use crate::{Double, api::SizeRequest, reply::Reply, world::World};
+use crate::{Double, api::ApiRequest, reply::Reply, world::World};
 
 pub struct Hook {
     pub id: u64,
@@ -176,7 +176,7 @@ fn kept(world: &World) -> impl Iterator<Item = &Value> {
 }
 
 /// Newest first, by cursor: this list has no numbers of pages.
-pub fn list(world: &World, asked: &SizeRequest) -> Reply {
+pub fn list(world: &World, asked: &ApiRequest) -> Reply {
     let per_page: usize = asked.query("per_page").and_then(|v| v.parse().ok()).unwrap_or(30).clamp(1, 100);
     let before: u64 = asked.query("cursor").and_then(|c| c.strip_prefix("v1_")?.parse().ok()).unwrap_or(u64::MAX);
     let mut rest: Vec<Value> =

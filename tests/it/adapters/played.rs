@@ -7,7 +7,7 @@ use mayfly::{
     domain::{InstanceName, endpoint::Endpoint},
     drivers::{
         fake::{Behaviour, Fake, FakeWorld},
-        registry::Registry,
+        registry::DriverRegistry,
     },
     http,
     platform::data_dir::DataDir,
@@ -32,7 +32,7 @@ pub async fn played(ssh: Endpoint, address: Address) -> Api {
     if address == Address::Early {
         world.behave(Behaviour { ssh: Some(ssh.clone()), ..Behaviour::default() });
     }
-    let drivers = Registry::default().with(Arc::new(Fake::new(world.clone())));
+    let drivers = DriverRegistry::default().with(Arc::new(Fake::new(world.clone())));
     let mut capacity = None;
     let change = |setup: &mut Setup| {
         setup.drivers = drivers;

@@ -14,7 +14,7 @@ use mayfly::{
     drivers::{
         fake::{Fake, FakeWorld},
         inspector::HostInspector,
-        registry::Registry,
+        registry::DriverRegistry,
     },
     http::{self, Http},
     parts::Parts,
@@ -148,7 +148,7 @@ pub async fn api_with_github(limits: service::Settings, github: GitHubClient) ->
 pub async fn api_of(settings: http::Settings, change: impl FnOnce(&mut Setup)) -> Api {
     let dir = tempfile::tempdir().unwrap();
     let capacity = Capacity { macos_slots: 2, linux_slots: 2, cpus: 8, memory_mib: 8192, max_kept_seconds: 3600 };
-    let drivers = Registry::default().with(Arc::new(Fake::new(FakeWorld::new())));
+    let drivers = DriverRegistry::default().with(Arc::new(Fake::new(FakeWorld::new())));
     let mut setup = Setup::new(DataDir::new(dir.path()), drivers, capacity);
     change(&mut setup);
     let pull_settings = setup.reconcile.pulls.clone();

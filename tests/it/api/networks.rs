@@ -6,7 +6,7 @@ use mayfly::{
     domain::{NetworkMode, NetworkSupport},
     drivers::{
         fake::{Fake, FakeWorld},
-        registry::Registry,
+        registry::DriverRegistry,
     },
     http,
     sources::github::{CredentialLocation, GitHubClient, GitHubOptions, Server},
@@ -29,7 +29,7 @@ async fn rig() -> (Api, Arc<FakeWorld>) {
     let server = Server::new("https://github.com", Some("http://127.0.0.1:9")).unwrap();
     let location = CredentialLocation::Token("ghp_hush-hush".to_owned().into());
     let github = GitHubClient::new(GitHubOptions::new(server), location).unwrap();
-    let drivers = Registry::default().with(Arc::new(Fake::new(world.clone())));
+    let drivers = DriverRegistry::default().with(Arc::new(Fake::new(world.clone())));
     let api = api_of(http::Settings::default(), |setup| {
         setup.drivers = drivers;
         setup.sources = only_github(Arc::new(github));

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 pub const ID: &str = "019aa6d2-0000-7000-8000-00000000000a";
 
 #[derive(Clone, Debug)]
-pub struct SizeRequest {
+pub struct TemplateOverrides {
     pub method: Method,
     pub path: String,
     pub query: String,
@@ -30,7 +30,7 @@ pub struct SizeRequest {
 
 #[derive(Default)]
 struct Inner {
-    asked: Vec<SizeRequest>,
+    asked: Vec<TemplateOverrides>,
     /// By method and path.
     answers: HashMap<String, (StatusCode, &'static str, Vec<u8>)>,
     /// The states of one vm's record, by generation from 1 on.
@@ -103,11 +103,11 @@ impl Double {
         self
     }
 
-    pub fn asked(&self) -> Vec<SizeRequest> {
+    pub fn asked(&self) -> Vec<TemplateOverrides> {
         self.inner().asked.clone()
     }
 
-    pub fn last(&self) -> SizeRequest {
+    pub fn last(&self) -> TemplateOverrides {
         self.asked().pop().expect("it was asked something")
     }
 }
@@ -120,7 +120,7 @@ async fn answer(State(double): State<Double>, request: Request) -> Response {
     let what = format!("{} {path}", parts.method);
     let (known, life) = {
         let mut inner = double.inner();
-        inner.asked.push(SizeRequest {
+        inner.asked.push(TemplateOverrides {
             method: parts.method,
             path,
             query: query.clone(),

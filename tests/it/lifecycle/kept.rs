@@ -1,4 +1,4 @@
-//! Failed vms whose guest is kept for a look: how long, what ends that, and what a restart and a clock that is set do to it.
+//! Failed vms whose guest is kept for debugging: how long, what ends that, and what a restart and a clock that is set do to it.
 
 use std::time::Duration;
 

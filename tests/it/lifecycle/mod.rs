@@ -20,7 +20,7 @@ use mayfly::{
     },
     drivers::{
         fake::{Fake, FakeWorld, Guest},
-        registry::Registry,
+        registry::DriverRegistry,
     },
     parts::Parts,
     platform::{clock::Clock, data_dir::DataDir},
@@ -166,7 +166,7 @@ impl Host {
     pub async fn start(&mut self) {
         assert!(self.running.is_none());
         let data = DataDir::new(self.dir.path());
-        let drivers = Registry::default().with(Arc::new(Fake::new(self.world.clone())));
+        let drivers = DriverRegistry::default().with(Arc::new(Fake::new(self.world.clone())));
         let usual = Setup::new(data, drivers, self.capacity);
         let setup = Setup {
             clock: self.clock.clone(),

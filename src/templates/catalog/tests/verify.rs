@@ -98,7 +98,7 @@ async fn what_is_damaged_is_not_used_until_it_is_replaced() {
     let pulled = in_pieces(&f, "p").await;
     let origin =
         Origin { repository: "registry.example.com/acme/macos".into(), digest: oci::Digest::of(b"p").to_string() };
-    let asked = || |_: Option<&oci::Settings>| NewTemplate::of_disk("p", PathBuf::new());
+    let asked = || |_: Option<&oci::ImageSettings>| NewTemplate::of_disk("p", PathBuf::new());
     assert_eq!(f.catalog.known_pieces().await.unwrap().len(), 3);
     assert!(f.catalog.find_pulled(origin.clone(), asked()).await.unwrap().is_some());
     f.catalog.pin("a", Some("keep me")).await.unwrap();

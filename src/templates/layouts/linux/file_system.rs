@@ -2,14 +2,14 @@
 //!
 //! The reader of the file system trusts sizes that the file system states: it allocates memory for as many block groups,
 //! and for as long a link, as is claimed. So the superblock is checked before, and no path with a link in it is given to the
-//! reader: links are resolved here, after their length was checked. Everything is read through a [`Work`].
+//! reader: links are resolved here, after their length was checked. Everything is read through a [`ReadBudget`].
 
 use std::{collections::VecDeque, fs::File, io::Write, sync::Arc};
 
 use ext4_view::{Ext4, Ext4Error, Ext4Read};
 
 use super::partitions::Partition;
-use crate::templates::work::Work;
+use crate::templates::read_budget::ReadBudget;
 
 /// Offset and magic of the superblock.
 const SUPERBLOCK: u64 = 1024;
@@ -35,7 +35,7 @@ struct PartitionWindow {
     disk: File,
     start: u64,
     bytes: u64,
-    work: Arc<Work>,
+    budget: Arc<ReadBudget>,
 }
 
 impl Ext4Read for PartitionWindow {
@@ -44,13 +44,13 @@ impl Ext4Read for PartitionWindow {
         if end.is_none() {
             return Err("the file system is larger than its partition".into());
         }
-        Ok(self.work.read(&self.disk, into, self.start + at)?)
+        Ok(self.budget.read(&self.disk, into, self.start + at)?)
     }
 }
 
 pub struct GuestFileSystem {
     system: Ext4,
-    work: Arc<Work>,
+    budget: Arc<ReadBudget>,
     state: SystemState,
 }
 
@@ -107,16 +107,16 @@ impl PathError {
 }
 
 impl GuestFileSystem {
-    pub fn load(disk: File, partition: &Partition, work: &Arc<Work>) -> PartitionContent {
+    pub fn load(disk: File, partition: &Partition, budget: &Arc<ReadBudget>) -> PartitionContent {
         let &Partition { start, bytes, .. } = partition;
-        let state = match superblock(&disk, start, bytes, work) {
+        let state = match superblock(&disk, start, bytes, budget) {
             Superblock::None => return PartitionContent::Other,
             Superblock::Wrong(why) => return PartitionContent::Unreadable(why.to_owned()),
             Superblock::Plausible(state) => state,
         };
-        let window = PartitionWindow { disk, start, bytes, work: work.clone() };
+        let window = PartitionWindow { disk, start, bytes, budget: budget.clone() };
         match Ext4::load(Box::new(window)) {
-            Ok(system) => PartitionContent::System(Box::new(GuestFileSystem { system, work: work.clone(), state })),
+            Ok(system) => PartitionContent::System(Box::new(GuestFileSystem { system, budget: budget.clone(), state })),
             Err(error) => PartitionContent::Unreadable(error.to_string()),
         }
     }
@@ -221,7 +221,7 @@ impl GuestFileSystem {
         let mut bytes = vec![0; file.metadata().len().min(most) as usize];
         let mut read = 0;
         while read < bytes.len() {
-            self.work.go_on()?;
+            self.budget.check()?;
             match file.read_bytes(&mut bytes[read..]).map_err(|error| broken(&error))? {
                 0 => break,
                 n => read += n,
@@ -301,7 +301,7 @@ impl GuestFileSystem {
         let mut copied = 0;
         loop {
             // Holes are not read from the disk.
-            self.work.go_on().map_err(wrong)?;
+            self.budget.check().map_err(wrong)?;
             let n = file.read_bytes(&mut block).map_err(|error| broken(&error))?;
             if n == 0 {
                 break;
@@ -334,12 +334,12 @@ enum Superblock {
 }
 
 /// Whether there is a superblock, and claims no more than the partition has.
-fn superblock(disk: &File, start: u64, bytes: u64, work: &Work) -> Superblock {
+fn superblock(disk: &File, start: u64, bytes: u64, budget: &ReadBudget) -> Superblock {
     if bytes < 2 * SUPERBLOCK {
         return Superblock::None;
     }
     let mut block = [0; 1024];
-    if work.read(disk, &mut block, start + SUPERBLOCK).is_err() {
+    if budget.read(disk, &mut block, start + SUPERBLOCK).is_err() {
         return Superblock::Wrong("its superblock cannot be read");
     }
     let u16_at = |at: usize| u16::from_le_bytes([block[at], block[at + 1]]);

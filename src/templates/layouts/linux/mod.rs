@@ -28,7 +28,7 @@ use crate::{
     platform::files::{self, SpaceGuard},
     templates::{
         catalog::storage,
-        work::{StopFlag, Work},
+        read_budget::{ReadBudget, StopFlag},
     },
 };
 
@@ -51,19 +51,19 @@ pub(super) struct Extracted {
 /// Extracts the newest kernel from a raw disk.
 pub(super) fn extract(disk: &Path, into: &Path, space: &SpaceGuard, stop: &StopFlag) -> Result<Extracted> {
     let file = files::open_regular(disk).map_err(|what| invalid("disk", what))?;
-    let work = Arc::new(Work::bounded_by(&file).map_err(Error::internal)?.until(stop));
+    let budget = Arc::new(ReadBudget::bounded_by(&file).map_err(Error::internal)?.until(stop));
     let mut systems = Vec::new();
     let mut unreadable = Vec::new();
     let all = partitions(&file).map_err(|what| invalid("disk", what))?;
     for partition in &all {
         let disk = file.try_clone().map_err(Error::internal)?;
-        match GuestFileSystem::load(disk, partition, &work) {
+        match GuestFileSystem::load(disk, partition, &budget) {
             PartitionContent::Other => {}
             PartitionContent::Unreadable(why) => unreadable.push(format!("{}: {why}", place_of(partition.number))),
             PartitionContent::System(system) => systems.push((partition, system)),
         }
     }
-    work.go_on().map_err(|what| invalid("disk", what))?;
+    budget.check().map_err(|what| invalid("disk", what))?;
     if systems.is_empty() && unreadable.is_empty() {
         return Err(invalid(
             "disk",
@@ -86,7 +86,7 @@ pub(super) fn extract(disk: &Path, into: &Path, space: &SpaceGuard, stop: &StopF
             }
         }
     }
-    work.go_on().map_err(|what| invalid("disk", what))?;
+    budget.check().map_err(|what| invalid("disk", what))?;
     let Some((partition, system, dir, version)) = kernels.into_iter().max_by(|a, b| by_version(&a.3, &b.3)) else {
         if !unreadable.is_empty() {
             let why = unreadable.join("; ");

@@ -61,7 +61,7 @@ async fn a_refused_start_has_its_kind_and_code() {
     let rig = MacosvmRig::new();
     let failed = |code: i32| format!("Error Domain=VZErrorDomain Code={code} \"It failed.\" UserInfo={{}}");
     for (then, kind, code, says) in [
-        (json!({"limit": true}), ErrorKind::Host, Code::HostLimit, "none of them runs in macosvm"),
+        (json!({"limit": true}), ErrorKind::Host, Code::HostLimit, "none of them in macosvm"),
         (json!({"start_error": failed(-9)}), ErrorKind::Host, Code::HostRefused, "login keychain"),
         (json!({"start_error": failed(5)}), ErrorKind::Permanent, Code::TemplateInvalid, "this template"),
         (json!({"start_error": failed(77)}), ErrorKind::Retry, Code::BootFailed, "Code=77"),

@@ -523,7 +523,7 @@ async fn foreign_guests_count_unless_they_run_linux() {
     let third = rig.created().await;
     let error = rig.refused(&third).await;
     assert_eq!((error.kind, error.code), (ErrorKind::Host, Code::HostLimit), "{error}");
-    assert!(error.summary.contains("were started by others"), "{error}");
+    assert!(error.summary.contains("that Mayfly did not start"), "{error}");
     assert_eq!(rig.inspect(&third.name).await, Observation::Stopped);
     drop(macos_guard);
     rig.driver.start(&third).await.unwrap();

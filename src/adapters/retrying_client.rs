@@ -12,13 +12,13 @@ use crate::{
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-pub(super) struct PatientClient {
+pub(super) struct RetryingClient {
     pub client: ApiClient,
     timeout: Duration,
     deadline: Instant,
 }
 
-impl PatientClient {
+impl RetryingClient {
     /// The time begins now.
     pub fn new(client: ApiClient, timeout: Duration) -> Self {
         Self { client, timeout, deadline: clock::monotonic() + timeout }
@@ -30,7 +30,7 @@ impl PatientClient {
     }
 
     /// Repeats what may succeed in a moment.
-    pub async fn persist<T, F>(&self, attempt: impl Fn() -> F) -> Result<T, client::Error>
+    pub async fn retry<T, F>(&self, attempt: impl Fn() -> F) -> Result<T, client::Error>
     where
         F: Future<Output = Result<T, client::Error>>,
     {

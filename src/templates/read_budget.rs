@@ -1,7 +1,8 @@
-//! Bounds the work of a parser by the size of its input, and ends it when nobody waits for it any more.
+//! Bounds how much of a file a parser reads by the size of the file, and stops it when the future of its caller is
+//! dropped.
 //!
-//! What a file claims about itself (the number of its tables, the size of its file system) costs its author nothing. So
-//! parsers read untrusted files through a [`Work`], which refuses when more was read than the file can justify.
+//! The sizes in a file (the number of its tables, the size of its file system) are chosen by its author and can be
+//! arbitrarily large. So parsers read untrusted files through a [`ReadBudget`], which refuses when more was read than the file can justify.
 
 use std::{
     fs::File,
@@ -49,26 +50,26 @@ impl Drop for CancelOnDrop {
 
 /// The bytes that a parser may still read.
 #[derive(Debug)]
-pub(super) struct Work {
+pub(super) struct ReadBudget {
     done: AtomicU64,
     most: u64,
     stop: StopFlag,
 }
 
-impl Work {
+impl ReadBudget {
     /// For a parser of this file. Counts what takes space on the disk: holes cost nothing.
-    pub fn bounded_by(file: &File) -> io::Result<Work> {
+    pub fn bounded_by(file: &File) -> io::Result<ReadBudget> {
         let found = file.metadata()?;
         let there = found.len().min(found.blocks().saturating_mul(512));
-        Ok(Work {
+        Ok(ReadBudget {
             done: AtomicU64::new(0),
             most: there.saturating_mul(TIMES).saturating_add(ALWAYS),
             stop: StopFlag::default(),
         })
     }
 
-    pub fn until(self, stop: &StopFlag) -> Work {
-        Work { stop: stop.clone(), ..self }
+    pub fn until(self, stop: &StopFlag) -> ReadBudget {
+        ReadBudget { stop: stop.clone(), ..self }
     }
 
     #[cfg(test)]
@@ -81,8 +82,8 @@ impl Work {
         self.done.load(Ordering::Relaxed)
     }
 
-    /// Whether the work may go on.
-    pub fn go_on(&self) -> Result<(), String> {
+    /// Whether the parser may continue.
+    pub fn check(&self) -> Result<(), String> {
         if self.stop.is_cancelled() {
             return Err("could not be checked: the operation was cancelled".into());
         }
@@ -94,10 +95,10 @@ impl Work {
 
     /// Reads exactly, or says what is wrong.
     pub fn read(&self, file: &File, into: &mut [u8], at: u64) -> Result<(), String> {
-        self.go_on()?;
+        self.check()?;
         let bytes = (into.len() as u64).max(LEAST);
         self.done.fetch_add(bytes, Ordering::Relaxed);
-        self.go_on()?;
+        self.check()?;
         file.read_exact_at(into, at).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => "is cut off, copy or download it again".to_owned(),
             kind => format!("cannot be read: {kind}"),
@@ -133,16 +134,16 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[1; 4096], 0).unwrap();
         file.sync_all().unwrap();
-        let work = Work::bounded_by(&file).unwrap();
+        let budget = ReadBudget::bounded_by(&file).unwrap();
         let mut block = [0; 4096];
-        let reads = (0..).find(|_| work.read(&file, &mut block, 0).is_err()).unwrap();
+        let reads = (0..).find(|_| budget.read(&file, &mut block, 0).is_err()).unwrap();
         assert!((16_384..17_000).contains(&reads), "{reads}");
         let stop = StopFlag::default();
-        let work = Work::bounded_by(&file).unwrap().until(&stop);
-        work.read(&file, &mut block, 0).unwrap();
-        assert!(work.read(&file, &mut block, 1).unwrap_err().contains("cut off"));
+        let budget = ReadBudget::bounded_by(&file).unwrap().until(&stop);
+        budget.read(&file, &mut block, 0).unwrap();
+        assert!(budget.read(&file, &mut block, 1).unwrap_err().contains("cut off"));
         drop(CancelOnDrop(stop));
-        assert!(work.read(&file, &mut block, 0).unwrap_err().contains("cancelled"));
+        assert!(budget.read(&file, &mut block, 0).unwrap_err().contains("cancelled"));
     }
 
     #[test]

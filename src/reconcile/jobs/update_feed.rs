@@ -1,17 +1,17 @@
-//! Interface of job sources, which report updates of jobs.
+//! Interface of feeds of job updates: webhooks and polls.
 
 use futures_util::future::BoxFuture;
 
 use crate::domain::{Result, job::JobUpdate};
 
-/// An update, with the receipt by which its source identifies it.
+/// An update, with the receipt by which its feed identifies it.
 pub(super) struct ReceivedUpdate {
     pub receipt: Option<i64>,
     pub update: JobUpdate,
 }
 
-/// The consumer of updates does not depend on the kind of source.
-pub(super) trait JobSource: Send {
+/// The consumer of updates does not depend on the kind of feed.
+pub(super) trait JobUpdateFeed: Send {
     fn name(&self) -> &'static str;
 
     /// Waits for updates. Updates that were returned but not confirmed with `applied` are returned again.
