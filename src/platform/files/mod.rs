@@ -24,6 +24,14 @@ pub use regular::open_regular;
 pub use secret::{read_secret, read_secret_if_present, read_secrets};
 pub use space::{GuardedWriter, SpaceGuard, SpaceLow, SpacePermit, free};
 
+/// Whether an error says that the system or this process lacks something now (descriptors, memory). It says nothing about
+/// the file.
+pub fn is_shortage(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS | Errno::AGAIN | Errno::INTR))
+}
+
 /// Options that create a file with mode 0600.
 pub fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
@@ -104,6 +112,21 @@ pub fn ignore_not_found(result: io::Result<()>) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_shortage_says_nothing_about_the_file() {
+        use rustix::io::Errno;
+        for (errno, shortage) in [
+            (Errno::MFILE, true),
+            (Errno::NFILE, true),
+            (Errno::NOMEM, true),
+            (Errno::NOENT, false),
+            (Errno::IO, false),
+            (Errno::ACCESS, false),
+        ] {
+            assert_eq!(is_shortage(&errno.into()), shortage, "{errno}");
+        }
+    }
 
     fn mode(path: &Path) -> u32 {
         path.metadata().unwrap().permissions().mode() & 0o777

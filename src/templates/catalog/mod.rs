@@ -417,15 +417,13 @@ impl Root {
         Ok(())
     }
 
-    /// The manifest of this digest, or its fault.
-    fn manifest(&self, digest: &str) -> Result<TemplateManifest, String> {
-        let place = self.place(digest).map_err(|e| e.to_string())?;
-        let bytes = fs::read(place.join(manifest::FILE_NAME))
-            .map_err(|e| format!("the manifest cannot be read: {}", e.kind()))?;
+    fn manifest(&self, digest: &str) -> Result<TemplateManifest, ManifestFault> {
+        let place = self.place(digest).map_err(|e| ManifestFault::Wrong(e.to_string()))?;
+        let bytes = fs::read(place.join(manifest::FILE_NAME)).map_err(ManifestFault::Unreadable)?;
         if manifest::digest(&bytes) != digest {
-            return Err("the manifest does not match its digest".into());
+            return Err(ManifestFault::Wrong("the manifest does not match its digest".into()));
         }
-        TemplateManifest::from_bytes(&bytes).map_err(|e| format!("the manifest: {e}"))
+        TemplateManifest::from_bytes(&bytes).map_err(|e| ManifestFault::Wrong(format!("the manifest: {e}")))
     }
 
     /// Reads a template and checks that its manifest has this digest, and that its files have the sizes of the
@@ -439,11 +437,16 @@ impl Root {
             )
         };
         let path = place.join(manifest::FILE_NAME);
-        let manifest = self.manifest(digest).map_err(damaged)?;
+        let manifest = self.manifest(digest).map_err(|fault| match fault.shortage() {
+            Ok(error) => Error::internal(error),
+            Err(fault) => damaged(fault.to_string()),
+        })?;
         let mut size_bytes = 0;
         for (file, entry) in &manifest.files {
-            let metadata =
-                fs::metadata(place.join(file)).map_err(|e| damaged(format!("{file} cannot be read: {}", e.kind())))?;
+            let metadata = fs::metadata(place.join(file)).map_err(|e| match files::is_shortage(&e) {
+                true => Error::internal(e),
+                false => damaged(format!("{file} cannot be read: {}", e.kind())),
+            })?;
             if metadata.len() != entry.size() {
                 return Err(damaged(format!("{file} has {} bytes and should have {}", metadata.len(), entry.size())));
             }
@@ -481,6 +484,25 @@ impl Root {
             budgets: own.budgets,
             created_at: Timestamp::try_from(created).map_err(Error::internal)?,
         })
+    }
+}
+
+/// Why there is no manifest of a digest.
+#[derive(Debug, thiserror::Error)]
+enum ManifestFault {
+    #[error("the manifest cannot be read: {}", .0.kind())]
+    Unreadable(io::Error),
+    #[error("{0}")]
+    Wrong(String),
+}
+
+impl ManifestFault {
+    /// The error, if it says nothing about the manifest. A template must not count as damaged because of it.
+    fn shortage(self) -> Result<io::Error, ManifestFault> {
+        match self {
+            ManifestFault::Unreadable(error) if files::is_shortage(&error) => Ok(error),
+            fault => Err(fault),
+        }
     }
 }
 

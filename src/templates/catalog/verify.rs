@@ -25,7 +25,7 @@ use crate::{
         Code, Error, Result,
         version::{Damage, FileFault, Verified},
     },
-    platform::clock,
+    platform::{clock, files},
     templates::manifest::{self, FileEntry, Part, TemplateManifest},
 };
 
@@ -74,14 +74,20 @@ impl Root {
         let mut reading = Reading { stop, zeros: HashMap::new(), bytes: 0, read: 0, faults: Vec::new() };
         let read = match self.manifest(&digest) {
             Ok(manifest) => reading.all(&place, &manifest),
-            Err(what) => {
-                let bytes = fs::metadata(place.join(manifest::FILE_NAME)).map_or(0, |m| m.len());
-                reading.fault(manifest::FILE_NAME, 0, bytes, what);
-                Ok(())
-            }
+            Err(fault) => match fault.shortage() {
+                Ok(error) => Err(Unfinished::Shortage(error)),
+                Err(fault) => {
+                    let bytes = fs::metadata(place.join(manifest::FILE_NAME)).map_or(0, |m| m.len());
+                    reading.fault(manifest::FILE_NAME, 0, bytes, fault.to_string());
+                    Ok(())
+                }
+            },
         };
-        // The caller is gone, and a part of the result is of no use.
-        read.map_err(|Stopped| Error::new(Code::Internal, "the verification was given up"))?;
+        // A part of the result is of no use.
+        read.map_err(|unfinished| match unfinished {
+            Unfinished::Stopped => Error::new(Code::Internal, "the verification was given up"),
+            Unfinished::Shortage(error) => Error::internal(error),
+        })?;
         let Reading { bytes, read: bytes_read, faults, .. } = reading;
         let _turn = self.lock().map_err(storage)?;
         if identity_of(&place) != Some(identity) {
@@ -102,7 +108,13 @@ fn identity_of(place: &Path) -> Option<(u64, u64)> {
     fs::metadata(place).ok().map(|m| (m.dev(), m.ino()))
 }
 
-struct Stopped;
+/// Why not everything was read.
+enum Unfinished {
+    /// The caller is gone.
+    Stopped,
+    /// The system or this process lacks something now, which says nothing about the template.
+    Shortage(io::Error),
+}
 
 struct Reading<'a> {
     stop: &'a AtomicBool,
@@ -118,11 +130,12 @@ impl Reading<'_> {
         self.faults.push(FileFault { file: file.to_owned(), offset, bytes, what: what.into() });
     }
 
-    fn all(&mut self, place: &Path, manifest: &TemplateManifest) -> Result<(), Stopped> {
+    fn all(&mut self, place: &Path, manifest: &TemplateManifest) -> Result<(), Unfinished> {
         for (name, entry) in &manifest.files {
             self.bytes += entry.size();
             let file = match File::open(place.join(name)) {
                 Ok(file) => file,
+                Err(e) if files::is_shortage(&e) => return Err(Unfinished::Shortage(e)),
                 Err(e) => {
                     self.fault(name, 0, entry.size(), format!("it cannot be opened: {}", e.kind()));
                     continue;
@@ -147,7 +160,7 @@ impl Reading<'_> {
         Ok(())
     }
 
-    fn part(&mut self, name: &str, file: &File, offset: u64, size: u64, expected: &str) -> Result<(), Stopped> {
+    fn part(&mut self, name: &str, file: &File, offset: u64, size: u64, expected: &str) -> Result<(), Unfinished> {
         // The missing end was reported above.
         let there = file.metadata().map_or(0, |m| m.len());
         if there < offset + size {
@@ -156,12 +169,13 @@ impl Reading<'_> {
         match self.hash(file, offset, size)? {
             Ok(found) if found == expected => {}
             Ok(_) => self.fault(name, offset, size, "its bytes are not those of its digest"),
+            Err(e) if files::is_shortage(&e) => return Err(Unfinished::Shortage(e)),
             Err(e) => self.fault(name, offset, size, format!("it cannot be read: {e}")),
         }
         Ok(())
     }
 
-    fn hash(&mut self, file: &File, offset: u64, size: u64) -> Result<io::Result<String>, Stopped> {
+    fn hash(&mut self, file: &File, offset: u64, size: u64) -> Result<io::Result<String>, Unfinished> {
         let end = offset + size;
         if next(file, SeekFrom::Data(offset), end) == end
             && let Some(known) = self.zeros.get(&size)
@@ -202,8 +216,8 @@ impl Reading<'_> {
         Ok(Ok(found))
     }
 
-    fn go_on(&self) -> Result<(), Stopped> {
-        if self.stop.load(Ordering::Relaxed) { Err(Stopped) } else { Ok(()) }
+    fn go_on(&self) -> Result<(), Unfinished> {
+        if self.stop.load(Ordering::Relaxed) { Err(Unfinished::Stopped) } else { Ok(()) }
     }
 }
 
