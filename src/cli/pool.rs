@@ -99,8 +99,8 @@ pub(super) async fn run(command: PoolCommand, client: &ApiClient, json: bool) ->
             if json { output::json(&value)? } else { show(&client.view(&value)?)? }
         }
         PoolCommand::Set(args) => set(*args, client, json).await?,
-        PoolCommand::Disable { name } => enable(&name, false, client, json).await?,
-        PoolCommand::Enable { name } => enable(&name, true, client, json).await?,
+        PoolCommand::Disable { name } => set_enabled(&name, false, client, json).await?,
+        PoolCommand::Enable { name } => set_enabled(&name, true, client, json).await?,
         PoolCommand::Remove { name } => {
             client.delete(&["pools", &name], &[]).await?;
             if json {
@@ -140,7 +140,7 @@ async fn set(args: Set, client: &ApiClient, json: bool) -> Result<(), CommandFai
 const NO_SETTINGS: [&str; 7] = ["name", "source", "vms", "jobs_waiting", "last_error", "created_at", "updated_at"];
 
 /// Changes only whether a pool takes jobs.
-async fn enable(name: &str, enabled: bool, client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
+async fn set_enabled(name: &str, enabled: bool, client: &ApiClient, json: bool) -> Result<(), CommandFailure> {
     let Value::Object(mut pool) = client.get(&["pools", name], &[]).await? else {
         return Err(CommandFailure::Other(format!("the answer of GET /pools/{name} is not an object")));
     };

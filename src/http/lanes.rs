@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_has_half_of_the_permits_and_all_strangers_together_the_same() {
+    fn a_token_has_half_of_the_permits_and_requests_without_one_share_the_same() {
         let lanes = Lanes::new(Shares::of_admin(16));
         let enter = |sender| lanes.enter(sender, &Method::POST);
         let held: Vec<_> = (0..8).map(|_| enter(Sender::Credentials(1)).unwrap()).collect();

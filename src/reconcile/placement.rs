@@ -70,7 +70,7 @@ impl Placement {
 
     async fn place(&self) -> Option<Placed> {
         let before = match self.reader.queue_snapshot().await {
-            Ok(demand) => demand,
+            Ok(snapshot) => snapshot,
             Err(error) => {
                 tracing::error!(error = %error, "cannot read the queue of vms; retrying");
                 return None;

@@ -67,15 +67,8 @@ enum CommitOutcome {
 struct WriteFailure {
     /// SQLite's error, if it was one.
     sqlite: Option<sqlx::Error>,
-    answer: Box<dyn FnOnce(FailureAnswer) + Send>,
-}
-
-/// What the caller of a failed request is told.
-enum FailureAnswer {
-    /// Its own error; that of SQLite is returned to it.
-    Own(Option<sqlx::Error>),
-    /// A fault of the database.
-    Fault(DatabaseFault),
+    /// Answers the caller with this error; `None`: with the request's own one, which is not SQLite's.
+    answer: Box<dyn FnOnce(Option<DatabaseError>) + Send>,
 }
 
 trait WriteRequest: Send {
@@ -125,12 +118,8 @@ where
                         Ok(sqlite) => (Some(sqlite), None),
                         Err(own) => (None, Some(own)),
                     };
-                    let answer = Box::new(move |answer| {
-                        let error = match answer {
-                            FailureAnswer::Own(sqlite) => own.or(sqlite.map(|e| DatabaseError::Sqlite(e).into())),
-                            FailureAnswer::Fault(fault) => Some(DatabaseError::Fault(fault).into()),
-                        };
-                        if let Some(error) = error {
+                    let answer = Box::new(move |error: Option<DatabaseError>| {
+                        if let Some(error) = error.map(E::from).or(own) {
                             let _ = reply.send(Err(error));
                         }
                     });
@@ -559,12 +548,12 @@ fn give_up(failure: WriteFailure, rolled_back: sqlx::Result<()>, health: &Databa
     let doubt = match (sqlite, rolled_back) {
         (Some(error), rolled_back) if classify(&error) != ErrorClass::Statement || rolled_back.is_err() => error,
         (own, Ok(())) => {
-            answer(FailureAnswer::Own(own));
+            answer(own.map(DatabaseError::Sqlite));
             return Ok(());
         }
         (_, Err(error)) => error,
     };
-    answer(FailureAnswer::Fault(health.fault_of(&doubt)));
+    answer(Some(health.fault_of(&doubt).into()));
     Err(doubt)
 }
 
