@@ -68,6 +68,9 @@ build() { # target
     esac
     CARGO_ENCODED_RUSTFLAGS=$flags CFLAGS=$prefix_map CXXFLAGS=$prefix_map \
         cross_cargo build --release --locked --target "$triple" --bin mayfly
+    case $1 in
+    *-apple-darwin) deploy/release/mach_uuid.py "$CARGO_TARGET_DIR/$1/release/mayfly" ;;
+    esac
 }
 
 # That the program loads where it was promised to.

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What mach_o.py refuses: a small program, and the same program with one fault each."""
+"""What mach_o.py refuses, and what deploy/release/mach_uuid.py changes: a small program, and the same program with one fault each."""
 
 import hashlib
 import struct
@@ -8,18 +8,21 @@ import unittest
 from pathlib import Path
 
 sys.dont_write_bytecode = True
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "deploy" / "release")]
 import mach_o
+import mach_uuid
 
 PAGE = 4096
 SYSTEM = "/usr/lib/libSystem.B.dylib"
 
 
-def program(cpu=0x0100000C, kind=2, platform=1, minimum=13 << 16, loads=(SYSTEM,), entry=True, signed=True, adhoc=2):
+def program(cpu=0x0100000C, kind=2, platform=1, minimum=13 << 16, loads=(SYSTEM,), entry=True, signed=True, adhoc=2, uuid=None, content=b"x"):
     commands = [struct.pack("<6I", 0x32, 24, platform, minimum, 0, 0)]
     for name in loads:
         text = name.encode() + b"\0" * (8 - len(name) % 8)
         commands.append(struct.pack("<6I", 0xC, 24 + len(text), 24, 0, 0, 0) + text)
+    if uuid:
+        commands.append(struct.pack("<2I", 0x1B, 24) + uuid)
     if entry:
         commands.append(struct.pack("<2I2Q", 0x80000028, 24, 0, 0))
     limit = 2 * PAGE + 100
@@ -29,7 +32,7 @@ def program(cpu=0x0100000C, kind=2, platform=1, minimum=13 << 16, loads=(SYSTEM,
         commands.append(struct.pack("<4I", 0x1D, 16, limit, size))
     body = b"".join(commands)
     data = struct.pack("<8I", 0xFEEDFACF, cpu, 0, kind, len(commands), len(body), 0x200000, 0) + body
-    data += b"x" * (limit - len(data))
+    data += content * (limit - len(data))
     if not signed:
         return data
     pages = b"".join(hashlib.sha256(data[at : at + PAGE]).digest() for at in range(0, limit, PAGE))
@@ -64,6 +67,34 @@ class Faults(unittest.TestCase):
             data = bytearray(program())
             data[at] ^= 1
             self.refused(bytes(data), f"page {at // PAGE} was changed")
+
+
+class Uuids(unittest.TestCase):
+    def test_it_depends_on_the_rest_of_the_program_alone(self):
+        one, other = (mach_uuid.renewed(program(uuid=uuid)) for uuid in (b"1" * 16, b"2" * 16))
+        self.assertEqual(one, other)
+        self.assertEqual(mach_uuid.renewed(one), one)
+        mach_o.check(one, "13.0")
+        changed = mach_uuid.renewed(program(uuid=b"1" * 16, content=b"y"))
+        mach_o.check(changed, "13.0")
+        self.assertNotEqual(self.uuid(one), self.uuid(changed))
+
+    def uuid(self, data):
+        at = data.index(struct.pack("<2I", 0x1B, 24)) + 8
+        self.assertEqual((data[at + 6] >> 4, data[at + 8] >> 6), (8, 2), "a UUID of version 8")
+        return data[at : at + 16]
+
+    def test_what_it_cannot_renew(self):
+        good = program(uuid=b"1" * 16)
+        signature = good.index(struct.pack(">I", 0xFADE0CC0))
+        two_blobs = good[: signature + 8] + struct.pack(">I", 2) + good[signature + 12 :]
+        for data, text in (
+            (b"\x7fELF" + b"\0" * 60, "no Mach-O"), (program(), "no UUID"), (program(uuid=b"1" * 16, signed=False), "no signature"),
+            (two_blobs, "not one code directory alone"), (good[: signature + 10], "signature is cut"), (good[:-1], "code directory is cut"),
+            (good[:40], "load commands are cut"),
+        ):
+            with self.assertRaisesRegex(mach_uuid.Fault, text):
+                mach_uuid.renewed(data)
 
 
 if __name__ == "__main__":
