@@ -52,7 +52,7 @@ const MESSAGES: &[(&str, StartMessage)] = &[
     ("Too many open files", StartMessage::HostFault),
     ("mayfly detach: ", StartMessage::HostFault),
     ("Failed to lock auxiliary storage", StartMessage::InUse),
-    ("VZErrorDomain Code=2 ", StartMessage::TemplateFault),
+    ("VZErrorDomain Code=2 \"Invalid", StartMessage::TemplateFault),
     ("VZErrorDomain Code=5 ", StartMessage::TemplateFault),
 ];
 
@@ -292,6 +292,8 @@ mod tests {
                 Code::BootFailed,
                 "in use",
             ),
+            // Another text with the code of an invalid configuration says nothing about the template.
+            (6, LIMIT.replace("Code=6", "Code=2"), ErrorKind::Retry, Code::BootFailed, "Code=2"),
             (
                 1 << 8,
                 "ERROR: configuration path can only be specified once\n".to_owned(),
