@@ -51,7 +51,7 @@ unit() {
     part 'what template lint finds'
     cargo build --quiet --locked --bin mayfly
     BINARY=${CARGO_TARGET_DIR:-target}/debug/mayfly python3 -B tests/deploy/lint_test.py
-    part 'the recipes for other CI systems, against played servers'
+    part 'the recipes for other CI systems, against simulated servers'
     cargo build --quiet --locked --bin mayfly --example tart-double
     BINARY=${CARGO_TARGET_DIR:-target}/debug/mayfly python3 -B tests/deploy/recipes_test.py
     part 'documentation tests'

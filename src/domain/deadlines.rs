@@ -19,7 +19,7 @@ pub const UNOBSERVED_DRAIN_SECONDS: u32 = 30;
 impl Vm {
     /// The deadline at which the CI server's report that the runner has finished becomes the end of the guest.
     pub fn settle_deadline(&self) -> Option<(EndProof, Timestamp)> {
-        let (proof, at) = self.done?;
+        let (proof, at) = self.end_proof?;
         let waits = matches!(self.state, State::Booting | State::Configuring | State::Running | State::Draining);
         waits.then(|| (proof, at + seconds(self.spec.budgets.settle_seconds)))
     }
@@ -143,7 +143,7 @@ impl Vm {
         self.queue_deadline.iter_mut().for_each(moved);
         self.paused_at.iter_mut().for_each(moved);
         self.drain_until.iter_mut().for_each(moved);
-        if let Some((_, at)) = &mut self.done {
+        if let Some((_, at)) = &mut self.end_proof {
             moved(at);
         }
     }

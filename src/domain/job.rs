@@ -57,8 +57,8 @@ pub struct Job {
     #[serde(default)]
     pub pool: Option<String>,
     /// The vm that was made for it. GitHub may give that vm another job, and this job another vm.
-    #[serde(default)]
-    pub made: Option<VmId>,
+    #[serde(default, rename = "made")]
+    pub created_vm: Option<VmId>,
     /// The vm whose runner has it.
     #[serde(default)]
     pub vm: Option<VmId>,
@@ -89,7 +89,7 @@ impl Job {
             labels: update.labels,
             runner_name: update.runner_name,
             pool: None,
-            made: None,
+            created_vm: None,
             vm: None,
             tries: 0,
             failed_vms: 0,

@@ -88,8 +88,8 @@ pub struct Vm {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub jobs: Vec<JobRecord>,
     /// The CI server's report that the runner has finished, and its time.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub done: Option<(EndProof, Timestamp)>,
+    #[serde(default, rename = "done", skip_serializing_if = "Option::is_none")]
+    pub end_proof: Option<(EndProof, Timestamp)>,
     /// Since when budgets that wait for the CI server are paused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused_at: Option<Timestamp>,
@@ -177,7 +177,7 @@ impl Vm {
             slot_taken: false,
             registered: None,
             jobs: Vec::new(),
-            done: None,
+            end_proof: None,
             paused_at: None,
             paused_ms: 0,
             away_ms: 0,
@@ -424,7 +424,7 @@ impl Vm {
                 self.host_refused = false;
                 self.slot_taken = false;
                 self.registered = None;
-                self.done = None;
+                self.end_proof = None;
                 self.drain_until = None;
                 self.start_unconfirmed = false;
                 self.queue = Some(Queue { reason: *reason, deadline, not_before: Some(*not_before) });
@@ -447,7 +447,7 @@ impl Vm {
             JobStatus::Waiting | JobStatus::Queued => {}
             JobStatus::InProgress => self.runner(RunnerFact::JobStarted, at),
             JobStatus::Completed => {
-                self.done.get_or_insert((EndProof::JobCompleted, at));
+                self.end_proof.get_or_insert((EndProof::JobCompleted, at));
             }
         }
     }
@@ -483,7 +483,7 @@ impl Vm {
             self.runner_changed_at = Some(at);
             self.count_anew(at);
             if fact == RunnerFact::Deregistered {
-                self.done.get_or_insert((EndProof::RunnerGone, at));
+                self.end_proof.get_or_insert((EndProof::RunnerGone, at));
             }
         }
     }

@@ -137,7 +137,7 @@ impl Vm {
     /// Whether there is a runner, and nothing that shows how its work ended.
     pub(super) fn result_is_missing(&self) -> bool {
         let ended = matches!(self.runner_status, RunnerStatus::Finished | RunnerStatus::Gone);
-        let known = self.job_exit_code.is_some() || self.announced_by.is_some() || self.done.is_some() || ended;
+        let known = self.job_exit_code.is_some() || self.announced_by.is_some() || self.end_proof.is_some() || ended;
         self.spec.runner != RunnerKind::None && !known
     }
 

@@ -69,7 +69,7 @@ impl From<Job> for JobView {
             labels: job.labels,
             pool: job.pool,
             vm_id: job.vm,
-            made_vm_id: job.made,
+            made_vm_id: job.created_vm,
             runner_name: job.runner_name,
             tries: job.tries,
             failed_vms: job.failed_vms,

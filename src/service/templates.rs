@@ -112,14 +112,14 @@ impl Templates {
     }
 
     /// A template with its version metadata.
-    pub async fn get_with_standing(&self, name: &str) -> Result<(Template, VersionStatus)> {
+    pub async fn get_with_status(&self, name: &str) -> Result<(Template, VersionStatus)> {
         let template = self.catalog.get(name).await?;
-        let standing = self.catalog.standing(name).await?;
-        Ok((template, standing))
+        let status = self.catalog.status(name).await?;
+        Ok((template, status))
     }
 
-    pub async fn list_with_standing(&self) -> Result<Vec<(Template, VersionStatus)>> {
-        self.catalog.list_with_standing().await
+    pub async fn list_with_status(&self) -> Result<Vec<(Template, VersionStatus)>> {
+        self.catalog.list_with_status().await
     }
 
     /// Points a name, new or existing, at a version in the catalog.

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""The recipes of deploy/recipes, against played servers, a real service and stand-ins for the runners.
+"""The recipes of deploy/recipes, against simulated servers, a real service and stand-ins for the runners.
 
     BINARY=target/debug/mayfly recipes_test.py
 
-The service is real, on a Mac that is played by the double of `tart`; its guests do nothing.
+The service is real, on a Mac that is simulated by the double of `tart`; its guests do nothing.
 """
 
 import json
@@ -30,12 +30,12 @@ TART = (BINARY.parent / "examples/tart-double").resolve()
 RECIPES = ROOT / "deploy/recipes"
 
 
-class Played:
+class SimulatedServer:
     """A server of a CI system, of which a test knows the state. `calls` are the requests that change something."""
 
     def __init__(self, authorization):
         self.calls, self.broken, self.last_id = [], None, 100
-        played = self
+        server = self
 
         class Handler(BaseHTTPRequestHandler):
             def log_message(self, *_):
@@ -47,12 +47,12 @@ class Played:
                 query = dict(urllib.parse.parse_qsl(query))
                 if authorization not in self.headers.items():
                     status, value = 401, {"message": "unauthorized"}
-                elif played.broken and played.broken in self.path:
+                elif server.broken and server.broken in self.path:
                     status, value = 500, {"message": "broken"}
                 else:
                     if self.command != "GET":
-                        played.calls.append(f"{self.command} {path}")
-                    status, value = played.handle(self.command, path, query, json.loads(text) if text else None)
+                        server.calls.append(f"{self.command} {path}")
+                    status, value = server.handle(self.command, path, query, json.loads(text) if text else None)
                 data = b"" if status == 204 else json.dumps(value).encode()
                 self.send_response(status)
                 self.send_header("content-length", str(len(data)))
@@ -78,7 +78,7 @@ class Played:
         return calls
 
 
-class Woodpecker(Played):
+class Woodpecker(SimulatedServer):
     def __init__(self):
         super().__init__(("Authorization", "Bearer secret"))
         self.agents, self.pending, self.running, self.paused = {}, [], [], False
@@ -119,7 +119,7 @@ class Woodpecker(Played):
         return 404, {"message": path}
 
 
-class GitLab(Played):
+class GitLab(SimulatedServer):
     def __init__(self):
         super().__init__(("PRIVATE-TOKEN", "secret"))
         self.runners, self.jobs = {}, {}
@@ -148,7 +148,7 @@ class GitLab(Played):
         return 404, {"message": path}
 
 
-class Forgejo(Played):
+class Forgejo(SimulatedServer):
     def __init__(self):
         super().__init__(("Authorization", "token secret"))
         self.runners, self.jobs = {}, {}

@@ -36,5 +36,5 @@ fn tie(owner: i32) -> std::io::Result<()> {
 
 #[cfg(not(target_os = "linux"))]
 fn tie(_: i32) -> std::io::Result<()> {
-    Err(std::io::Error::other("real guests are played on Linux only"))
+    Err(std::io::Error::other("real guests run on Linux only"))
 }

@@ -73,7 +73,7 @@ fn fill(path: &Path) {
     }
 }
 
-/// A vm whose guest is played by the test.
+/// A vm whose guest is simulated by the test.
 struct Guest {
     id: String,
     token: String,

@@ -299,5 +299,5 @@ fn a_mistake_in_a_test_is_not_a_behaviour() {
         let desk = Desk::new(control);
         desk.run(&["vm.json"]).ends(Some(70), None, "macosvm-double: ");
     }
-    Desk::new(json!({})).run(&["--restore", "x.ipsw", "vm.json"]).ends(Some(70), None, "--restore is not played");
+    Desk::new(json!({})).run(&["--restore", "x.ipsw", "vm.json"]).ends(Some(70), None, "--restore is not simulated");
 }

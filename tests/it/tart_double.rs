@@ -231,7 +231,7 @@ fn wrong_usage_is_reported_as_in_swift() {
         t.tart(args).is(64, "", &bare(text));
     }
     assert_eq!(t.tart(&["run", "a", "--provisioning-opts", "x=y"]).code, Some(64), "a flag of 2.35");
-    assert_eq!(t.tart(&["push", "a", "x/y:z"]).code, Some(70), "what is not played is no word of Tart's");
+    assert_eq!(t.tart(&["push", "a", "x/y:z"]).code, Some(70), "the double refuses with a code of its own");
     t.control(json!({"limits": 3}));
     assert_eq!(t.tart(&["list"]).code, Some(70), "an unknown key");
     t.control(json!({"rules": [{"then": {"crash": 3}}]}));
@@ -727,7 +727,7 @@ fn read_line(from: impl std::io::Read) -> String {
     line
 }
 
-/// A real guest, played as a Mac's: reached by its lease, finds the host at the NAT's gateway, dies with its owner.
+/// A real Linux guest in place of a Mac's: it is reached by its lease, finds the host at the NAT's gateway, dies with its owner.
 #[test]
 fn a_real_guest_lives_and_dies_with_its_owner() {
     let image = crate::support::image();

@@ -8,7 +8,7 @@ It makes two network namespaces: the *host*, in which the service and its guests
 behind one of them, which has public, private and link-local addresses, a DNS server and web servers. For each run it starts
 the service with one driver, as one user, and one guest per mode, whose job tries every destination. Each result is compared
 with the table below; the tables are printed, and the exit status is 1 if one of them is wrong. Nothing outside of the
-namespaces is touched. Needs root to make them. Cloud Hypervisor is played by its double, whose guests are real and are behind
+namespaces is touched. Needs root to make them. Cloud Hypervisor is simulated by its double, whose guests are real and are behind
 the driver's own tap.
 """
 

@@ -3,7 +3,7 @@
 
     BUILDKITE_AGENT=/path/buildkite-agent buildkite.py [--jobs 6] [--slots 2] [--seed 1]
 
-The agent is not part of this project. Build it elsewhere, static (CGO_ENABLED=0), and name it. Buildkite itself is played by
+The agent is not part of this project. Build it elsewhere, static (CGO_ENABLED=0), and name it. Buildkite itself is simulated by
 tests/doubles/buildkite, behind TLS.
 
 Each job has a fate: it succeeds, fails, is canceled while it runs, loses its guest before or after its agent has taken it, or
@@ -12,7 +12,7 @@ no job may begin twice. At the end no vm, guest, agent or process may be left. T
 no argument or environment of a program of this machine, in no file of the service, and in no argument, environment or file that
 a job can read. Without the program, it says NOT CHECKED and exits with 0.
 
-All runs in a network namespace in which the played Buildkite has an address that the service and the guests reach.
+All runs in a network namespace in which the simulated Buildkite has an address that the service and the guests reach.
 """
 
 import argparse

@@ -5,7 +5,7 @@ GARM is not part of this project. Build it elsewhere (`go build ./cmd/garm` in i
 
     GARM=/path/to/garm tests/peers/garm.py [--version v0.1.1] [--rounds 100] [SCENARIO ...]
 
-GitHub is played (`github_for_garm.py`). The hypervisor is the double of `tart` with guests that do nothing, so what is counted
+GitHub is simulated (`github_for_garm.py`). The hypervisor is the double of `tart` with guests that do nothing, so what is counted
 at the end are the VMs that the hypervisor has, not the records of the service. The scenario `real_guest` has QEMU and a guest in
 which a shell script is GitHub's runner. Without GARM, it says NOT CHECKED and exits with 0.
 """
@@ -30,7 +30,7 @@ RUNNER = """\
 #!/bin/sh
 name=$(tr -d '\\n' <.runner | sed 's/.*"agentName" *: *"\\([^"]*\\)".*/\\1/')
 echo "the runner $name is online"
-until [ "$(curl -q -s --max-time 30 -X POST "http://10.0.2.2:PORT/_played/online/$name")" = '"done"' ]; do
+until [ "$(curl -q -s --max-time 30 -X POST "http://10.0.2.2:PORT/_simulated/online/$name")" = '"done"' ]; do
     sleep 1
 done
 """

@@ -68,12 +68,12 @@ description = "vms of Mayfly"
         self.call("PUT", "/controller", {"metadata_url": f"{base}/api/v1/metadata",
                                          "callback_url": f"{base}/api/v1/callbacks", "webhook_url": f"{base}/webhooks",
                                          "minimum_job_age_backoff": 0})
-        self.call("POST", "/github/endpoints", {"name": "played", "description": "played", "base_url": github.url,
+        self.call("POST", "/github/endpoints", {"name": "simulated", "description": "simulated", "base_url": github.url,
                                                 "api_base_url": github.url, "upload_base_url": github.url})
-        self.call("POST", "/github/credentials", {"name": "played", "description": "played", "endpoint": "played",
+        self.call("POST", "/github/credentials", {"name": "simulated", "description": "simulated", "endpoint": "simulated",
                                                   "auth_type": "pat", "pat": {"oauth2_token": "token"}})
         self.repository = self.call("POST", "/repositories", {
-            "owner": OWNER, "name": REPOSITORY, "credentials_name": "played", "webhook_secret": SECRET,
+            "owner": OWNER, "name": REPOSITORY, "credentials_name": "simulated", "webhook_secret": SECRET,
             "pool_balancer_type": "roundrobin"})["id"]
 
     def start(self):

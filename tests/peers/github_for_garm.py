@@ -1,6 +1,6 @@
 """The part of GitHub that GARM asks: runners of one repository, their registration, and runner scale sets.
 
-It answers like GitHub Enterprise Server (`/api/v3`), and plays no job: tests say which runners are online.
+It answers like GitHub Enterprise Server (`/api/v3`), and runs no job: tests say which runners are online.
 """
 
 import base64
@@ -126,7 +126,7 @@ class GitHub:
     def handle(self, method, path, query, body):
         if method == "GET" and path.startswith("/queue/"):
             return self.next_message(int(path.split("/")[2]), query)
-        if path.startswith("/_played/online/"):
+        if path.startswith("/_simulated/online/"):
             return self.online(path.split("/")[3])
         with self.lock:
             if path.startswith("/api/v3"):

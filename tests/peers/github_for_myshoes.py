@@ -33,8 +33,8 @@ class GitHub:
             def answer(self):
                 body = self.rfile.read(int(self.headers.get("content-length") or 0))
                 path, _, query = self.path.partition("?")
-                if path.startswith("/_played/"):
-                    status, value, headers = 200, github.played(path.removeprefix("/_played/"), body.decode()), {}
+                if path.startswith("/_simulated/"):
+                    status, value, headers = 200, github.simulated(path.removeprefix("/_simulated/"), body.decode()), {}
                 else:
                     with github.lock:
                         status, value, headers = github.handle(self.command, path, parse_qs(query))
@@ -90,7 +90,7 @@ class GitHub:
         self.remove(name)
         self.finished.add(name)
 
-    def played(self, path, body):
+    def simulated(self, path, body):
         """What the runner in a real guest asks."""
         what, _, name = path.partition("/")
         if what == "register":
@@ -106,7 +106,7 @@ class GitHub:
             account = {"id": 1, "login": OWNER, "type": "Organization"}
             return 200, [{"id": 1, "account": account, "repository_selection": "all", "suspended_at": None}], {}
         if re.fullmatch(r"/app/installations/\d+/access_tokens", path):
-            return 201, {"token": "ghs_played", "expires_at": soon}, {}
+            return 201, {"token": "ghs_simulated", "expires_at": soon}, {}
         rest = path.removeprefix(f"/repos/{OWNER}/{REPOSITORY}")
         if rest == path:
             return 404, {"message": "Not Found"}, {}

@@ -4,11 +4,11 @@
     GITLAB_RUNNER=/path/gitlab-runner gitlab.py [--jobs 50] [--slots 2] [--seed 1] [--patterns a,b] [--list]
 
 GitLab Runner is not part of this project. Build it elsewhere and name it (15.4 is the last version whose source can be had
-completely); GitLab itself is played by gitlab_jobs.py.
+completely); GitLab itself is simulated by gitlab_jobs.py.
 
 Each job has a fate: it succeeds, fails with an exit code of its own, names an image that is not allowed, is canceled before or in
 its work, exceeds its time, or loses its guest. Meanwhile the runner and the service are killed and started again. Guests report
-the begin and the end of each script to the played GitLab, with the boot that they are. At the end, all this is compared.
+the begin and the end of each script to the simulated GitLab, with the boot that they are. At the end, all this is compared.
 
 Prints a table, writes target/bench/gitlab-jobs.json, and exits with 1 if a job ran twice or did not end as its script said, if
 a process or a directory of a vm is left, or if a secret of a job was in the arguments or the environment of a program of this

@@ -6,7 +6,7 @@ import json
 import re
 import threading
 
-TOKEN = "glrt-played-by-a-test"
+TOKEN = "glrt-simulated-by-a-test"
 # In every secret of every job. Letters only, so that no encoding changes it.
 SECRET = "hushhushFiveCretOfTheJob"
 # What GitLab shows as over. A job whose runner was killed is `running` there for an hour; here it is `abandoned` at once.

@@ -3,11 +3,11 @@
 
     GITLAB_RUNNER=/path/gitlab-runner gitlab_recipe.py
 
-GitLab Runner is not part of this project. Build it elsewhere, static (CGO_ENABLED=0), and name it. GitLab itself is played by
+GitLab Runner is not part of this project. Build it elsewhere, static (CGO_ENABLED=0), and name it. GitLab itself is simulated by
 gitlab_project.py. Jobs succeed, fail, are canceled before and in their work, and lose their vm; each has to end as GitLab says,
 and no vm and no runner may be left. Without the program, it says NOT CHECKED and exits with 0.
 
-All runs in a network namespace in which the played GitLab has an address that the passes and the guests reach.
+All runs in a network namespace in which the simulated GitLab has an address that the passes and the guests reach.
 """
 
 import argparse
@@ -39,7 +39,7 @@ class RecipeJob(Job):
 class Scene:
     def __init__(self, options, directory):
         self.directory, self.started = directory, []
-        self.gitlab = GitLabProject(ADDRESS, "glpat-played-by-a-test")
+        self.gitlab = GitLabProject(ADDRESS, "glpat-simulated-by-a-test")
         self.mayfly = MayflyWithGuests(options.mayfly, directory, 2, {"/usr/bin/gitlab-runner": options.runner})
         (directory / "programs").mkdir()
         (directory / "programs/mayfly").symlink_to(options.mayfly)

@@ -6,8 +6,8 @@ of its database (`pkg/datastore/mysql/schema.sql`). MariaDB has to be installed.
 
     MYSHOES=/path/to/server MYSHOES_SCHEMA=/path/to/schema.sql tests/peers/myshoes.py [--rounds 100] [SCENARIO ...]
 
-GitHub is played (`github_for_myshoes.py`). The hypervisor is the double of QEMU (`tests/doubles/qemu`), and its guests
-are played (`played_guests.py`), so what is counted at the end are the VMs that the hypervisor has, not the records of the service, against
+GitHub is simulated (`github_for_myshoes.py`). The hypervisor is the double of QEMU (`tests/doubles/qemu`), and its guests
+are simulated (`simulated_guests.py`), so what is counted at the end are the VMs that the hypervisor has, not the records of the service, against
 the list of runners in the database of myshoes. The scenario `real_guest` has QEMU and a guest that runs the setup script of
 myshoes, with shell scripts in place of GitHub's runner. myshoes deletes a runner five minutes after its creation at the
 earliest, so most scenarios take eight minutes. Without myshoes, it says NOT CHECKED and exits with 0.
@@ -32,7 +32,7 @@ from pathlib import Path
 from github_for_myshoes import RUNNER_VERSION, GitHub
 from myshoes_server import Database, Myshoes
 from peer import free_port, say, wait
-from played_guests import PlayedGuests
+from simulated_guests import SimulatedGuests
 from service import ROOT, Mayfly, MayflyWithGuests
 
 # What the setup script of myshoes takes from the archive of GitHub's runner. The service of the runner runs under its `node`.
@@ -46,20 +46,20 @@ while [ $# -gt 0 ]; do
     shift
 done
 echo "$name" >.runner
-[ "$(curl -q -s --max-time 30 -X POST --data "$token" "http://10.0.2.2:PORT/_played/register/$name")" = '"registered"' ]
+[ "$(curl -q -s --max-time 30 -X POST --data "$token" "http://10.0.2.2:PORT/_simulated/register/$name")" = '"registered"' ]
 """
 NODE = """\
 #!/bin/sh
 name=$(cat .runner)
 echo "the runner $name is online"
-until [ "$(curl -q -s --max-time 30 -X POST "http://10.0.2.2:PORT/_played/done/$name")" = '"done"' ]; do
+until [ "$(curl -q -s --max-time 30 -X POST "http://10.0.2.2:PORT/_simulated/done/$name")" = '"done"' ]; do
     sleep 1
 done
 """
 
 
 class MayflyForMyshoes(Mayfly):
-    """The service with a QEMU that is played: its guests do nothing by themselves.
+    """The service with a QEMU that is simulated: its guests do nothing by themselves.
 
     Guests are seeded, because only these report by themselves that they are configured; others are provisioned by the service.
     """
@@ -132,7 +132,7 @@ class Scene:
             self.mayfly = MayflyForMyshoes(options.mayfly, directory, options.slots)
         try:
             if not real_guests:
-                self.guests = PlayedGuests(self.mayfly, self.github)
+                self.guests = SimulatedGuests(self.mayfly, self.github)
             token, config = directory / "shoes.token", directory / "shoes.toml"
             token.write_text(self.mayfly.token)
             size = 192 if real_guests else 64
@@ -424,7 +424,7 @@ def main():
         return 0
     chosen = [s for s in SCENARIOS if not options.scenarios or s.__name__ in options.scenarios]
     if chosen != [real_guest] and not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        print("NOT CHECKED: the played QEMU needs /dev/kvm")
+        print("NOT CHECKED: the simulated QEMU needs /dev/kvm")
         return 0
     if not shutil.which("mariadb"):
         print("NOT CHECKED: no MariaDB (apt-get install mariadb-server)")

@@ -4,7 +4,7 @@
     NESTING=/path/nesting nesting.py
 
 `nesting` is not part of this project. Build it elsewhere and name it. GitLab Runner makes the same calls with the same library.
-The service is real, on a Mac that is played by the double of `tart`, with real Linux guests. VMs are counted in the double's
+The service is real, on a Mac that is simulated by the double of `tart`, with real Linux guests. VMs are counted in the double's
 directory. Without the program, it says NOT CHECKED and exits with 0.
 """
 

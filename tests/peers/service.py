@@ -92,7 +92,7 @@ class Mayfly:
 
 
 class MayflyOnMac(Mayfly):
-    """The service on a Mac that is played: the double of `tart`, with guests that do nothing."""
+    """The service on a Mac that is simulated: the double of `tart`, with guests that do nothing."""
 
     def __init__(self, program, tart, directory, slots):
         self.tart = tart

@@ -52,7 +52,7 @@ impl Default for Behaviour {
     }
 }
 
-/// A guest that has just booted, for a program that plays the inside of the guest.
+/// A guest that has just booted, for a program that simulates the inside of the guest.
 #[derive(Clone)]
 pub struct Guest {
     pub spec: InstanceSpec,
@@ -68,7 +68,7 @@ impl Guest {
         self.world.end_run(self.spec.name.as_str(), self.run, GoneCause::GuestPowerOff);
     }
 
-    /// Resolves when this guest no longer runs, so that the program that plays it stops.
+    /// Resolves when this guest no longer runs, so that the program that simulates it stops.
     pub async fn ended(&self) {
         self.world.run_ended(self.run).await;
     }
@@ -388,7 +388,7 @@ impl FakeWorld {
         });
     }
 
-    /// The guest and the program that plays it, if a new guest was started and there is such a program.
+    /// The guest and the program that simulates it, if a new guest was started and there is such a program.
     pub(super) fn start(&self, spec: &InstanceSpec, world: &Arc<FakeWorld>) -> Result<Option<(Guest, FakeProgram)>> {
         self.change(|s| {
             let name = spec.name.as_str();

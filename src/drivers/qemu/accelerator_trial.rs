@@ -80,7 +80,7 @@ enum TrialState {
 pub struct Trials {
     file: PathBuf,
     patience: Duration,
-    standing: watch::Sender<TrialState>,
+    state: watch::Sender<TrialState>,
     /// When this service began to watch each guest on trial. A guest that called while the service was down was not
     /// silent.
     watched: Mutex<HashMap<PathBuf, Instant>>,
@@ -94,18 +94,18 @@ struct Mark {
 
 impl Trials {
     pub fn new(probe_file: &Path, patience: Duration) -> Self {
-        Self { file: file(probe_file), patience, standing: watch::Sender::default(), watched: Mutex::default() }
+        Self { file: file(probe_file), patience, state: watch::Sender::default(), watched: Mutex::default() }
     }
 
     /// Sets the accelerator for further guests, unless it was disabled: then returns why.
     pub fn begin(&self, basis: ProbeInputs, accelerator: Accelerator, fresh: bool) -> Option<String> {
         if accelerator == Accelerator::Tcg {
-            self.standing.send_replace(TrialState::None);
+            self.state.send_replace(TrialState::None);
             return None;
         }
         let known = (!fresh).then(|| self.recall(&basis, accelerator)).flatten();
         let note = known.as_ref().and_then(|experience| experience.note(&self.file));
-        self.standing.send_replace(match known {
+        self.state.send_replace(match known {
             Some(experience) => TrialState::Judged(experience),
             None => TrialState::Untried(basis, accelerator),
         });
@@ -119,7 +119,7 @@ impl Trials {
 
     /// Records in the guest's directory whether it is on trial, before it is started.
     pub fn mark(&self, paths: &QemuPaths, accelerator: Accelerator) -> io::Result<()> {
-        let untried = matches!(&*self.standing.borrow(), TrialState::Untried(_, on_trial) if *on_trial == accelerator);
+        let untried = matches!(&*self.state.borrow(), TrialState::Untried(_, on_trial) if *on_trial == accelerator);
         if !untried {
             return ignore_not_found(std::fs::remove_file(paths.trial()));
         }
@@ -159,9 +159,9 @@ impl Trials {
     /// failure disabled the accelerator. Never returns for a guest that is not on trial.
     pub async fn over(&self, paths: &QemuPaths) {
         let Some(mark) = on_trial(paths) else { return std::future::pending().await };
-        let mut standing = self.standing.subscribe();
+        let mut state = self.state.subscribe();
         let set_aside = async {
-            let _ = standing.wait_for(|now| is_set_aside(now, mark.accelerator)).await;
+            let _ = state.wait_for(|now| is_set_aside(now, mark.accelerator)).await;
         };
         let silent = async {
             sleep_until(self.watched_since(paths) + self.patience).await;
@@ -193,17 +193,17 @@ impl Trials {
     }
 
     fn is_set_aside(&self, accelerator: Accelerator) -> bool {
-        is_set_aside(&self.standing.borrow(), accelerator)
+        is_set_aside(&self.state.borrow(), accelerator)
     }
 
     /// The first verdict counts. Returns whether this was the first.
     fn judge(&self, accelerator: Accelerator, verdict: TrialVerdict) -> bool {
         let mut judged = None;
-        self.standing.send_if_modified(|standing| match standing {
+        self.state.send_if_modified(|state| match state {
             TrialState::Untried(basis, on_trial) if *on_trial == accelerator => {
                 let experience = Experience { basis: basis.clone(), accelerator, at: clock::now(), verdict };
                 judged = Some(experience.clone());
-                *standing = TrialState::Judged(experience);
+                *state = TrialState::Judged(experience);
                 true
             }
             TrialState::None | TrialState::Untried(..) | TrialState::Judged(_) => false,
@@ -220,8 +220,8 @@ impl Trials {
     }
 }
 
-fn is_set_aside(standing: &TrialState, accelerator: Accelerator) -> bool {
-    match standing {
+fn is_set_aside(state: &TrialState, accelerator: Accelerator) -> bool {
+    match state {
         TrialState::None | TrialState::Untried(..) => false,
         TrialState::Judged(known) => known.accelerator == accelerator && known.verdict != TrialVerdict::Proven,
     }

@@ -31,8 +31,8 @@ pub use view::TemplateView;
 
 /// The current state of a template.
 async fn shown(http: &Http, name: &str) -> Result<TemplateView, Problem> {
-    let (template, standing) = http.services.templates.get_with_standing(name).await?;
-    Ok(TemplateView::new(template, standing, http.services.templates.default_budgets()))
+    let (template, status) = http.services.templates.get_with_status(name).await?;
+    Ok(TemplateView::new(template, status, http.services.templates.default_budgets()))
 }
 
 /// Refuses a readiness check that cannot work. `usual`: the budgets of templates that do not set their own.
@@ -69,9 +69,9 @@ pub async fn list_templates(
     FromState(http): FromState<Arc<Http>>,
     _: Allowed<Read>,
 ) -> Result<Answer<TemplateList>, Problem> {
-    let templates = http.services.templates.list_with_standing().await?;
+    let templates = http.services.templates.list_with_status().await?;
     let usual = http.services.templates.default_budgets();
-    let items = templates.into_iter().map(|(t, standing)| TemplateView::new(t, standing, usual)).collect();
+    let items = templates.into_iter().map(|(t, status)| TemplateView::new(t, status, usual)).collect();
     Ok(Answer(TemplateList { items }))
 }
 

@@ -171,11 +171,11 @@ impl PoolDemand {
         let given_up = {
             let _alone = self.updates.lock().await;
             let Some(mut job) = self.reader.job(&job.record.key()).await?.filter(Job::waits) else { return Ok(None) };
-            if job.counted_vm != job.made
+            if job.counted_vm != job.created_vm
                 && let Some(worked) = self.last_vm_worked(&job).await?
             {
                 job.failed_vms = if worked { 0 } else { job.failed_vms + 1 };
-                job.counted_vm = job.made;
+                job.counted_vm = job.created_vm;
             }
             if !job.is_given_up() {
                 return self.make_vm(pool, job, self.clock.now()).await;
@@ -229,7 +229,7 @@ impl PoolDemand {
 
     /// For the page of the job.
     async fn why_given_up(&self, pool: &Pool, job: &Job) -> Result<String> {
-        let last = match job.made {
+        let last = match job.created_vm {
             Some(id) => self.reader.vm(id).await?,
             None => None,
         };
@@ -246,7 +246,7 @@ impl PoolDemand {
 
     /// Whether the last vm that was made for the job got any job. `None`: its record is gone, or it lives.
     async fn last_vm_worked(&self, job: &Job) -> Result<Option<bool>> {
-        let Some(id) = job.made else { return Ok(None) };
+        let Some(id) = job.created_vm else { return Ok(None) };
         let vm = self.reader.vm(id).await?.filter(|vm| vm.outcome.is_some());
         Ok(vm.map(|vm| vm.shows_a_job()))
     }
@@ -276,7 +276,7 @@ impl PoolDemand {
         let again = match self.admission.create_for_pool(pool, &job.record.id, key).await {
             Ok(created) => {
                 tracing::info!(vm.id = %created.vm.id(), job.id = %job.record.id, pool.name = pool.name, "created a vm for a job");
-                job.made = Some(created.vm.id());
+                job.created_vm = Some(created.vm.id());
                 job.tries += 1;
                 job.not_before = Some(now + self.pause_after(job.tries));
                 None

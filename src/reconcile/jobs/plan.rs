@@ -29,7 +29,7 @@ pub(super) fn plan(pool: &Pool, jobs: &[Job], vms: &[Vm], now: Timestamp, report
     let waiting: Vec<&Job> = jobs.iter().filter(|job| job.waits() && job.pool.as_deref() == Some(&pool.name)).collect();
     let mut plan = Plan::default();
     if free.len() > waiting.len() {
-        let wanted: HashSet<VmId> = waiting.iter().filter_map(|job| job.made).collect();
+        let wanted: HashSet<VmId> = waiting.iter().filter_map(|job| job.created_vm).collect();
         let mut spare: Vec<&&&Vm> = free.iter().filter(|vm| vm.runner_status != RunnerStatus::Busy).collect();
         // Vms whose own job is not queued end first; among them those without a slot; among them the newest.
         spare.sort_by_key(|vm| (wanted.contains(&vm.id()), vm.state != State::Queued, std::cmp::Reverse(vm.id())));
@@ -39,7 +39,7 @@ pub(super) fn plan(pool: &Pool, jobs: &[Job], vms: &[Vm], now: Timestamp, report
     let room = usize::try_from(pool.max_vms).unwrap_or(usize::MAX).saturating_sub(mine.len());
     let missing = (waiting.len() - free.len()).min(room);
     let here: HashSet<VmId> = free.iter().map(|vm| vm.id()).collect();
-    let may_get_one = |job: &&&Job| !job.is_given_up() && job.made.is_none_or(|vm| !here.contains(&vm));
+    let may_get_one = |job: &&&Job| !job.is_given_up() && job.created_vm.is_none_or(|vm| !here.contains(&vm));
     for job in waiting.iter().filter(may_get_one) {
         if plan.make.len() == missing {
             break;
@@ -72,7 +72,7 @@ pub(super) fn bound_plan(pool: &Pool, jobs: &[Job], vms: &[Vm], now: Timestamp) 
     let mut room = usize::try_from(pool.max_vms).unwrap_or(usize::MAX).saturating_sub(mine.len());
     for job in waiting.iter().filter(|job| !job.is_given_up()) {
         match mine.iter().find(|vm| has_no_known_job(vm) && is_for(vm, job)) {
-            Some(vm) if job.made == Some(vm.id()) => {}
+            Some(vm) if job.created_vm == Some(vm.id()) => {}
             // It was created right before a crash. Creating it again returns it, and records it.
             Some(_) => plan.make.push(job.record.key()),
             None => match job.not_before {
@@ -107,7 +107,7 @@ fn is_free(vm: &Vm, now: Timestamp, report_late: Duration) -> bool {
 }
 
 pub(super) fn has_no_known_job(vm: &Vm) -> bool {
-    vm.outcome.is_none() && vm.announced_by.is_none() && vm.done.is_none() && vm.jobs.is_empty()
+    vm.outcome.is_none() && vm.announced_by.is_none() && vm.end_proof.is_none() && vm.jobs.is_empty()
 }
 
 #[cfg(test)]

@@ -66,7 +66,7 @@ fn job(id: u64, status: JobStatus, made: Option<&Vm>) -> Job {
         source: UpdateSource::Webhook,
         missing: false,
     };
-    Job { pool: Some("macs".into()), made: made.map(Vm::id), ..Job::new(update, at(0)) }
+    Job { pool: Some("macs".into()), created_vm: made.map(Vm::id), ..Job::new(update, at(0)) }
 }
 
 fn spec(pool: Option<&str>) -> VmSpec {

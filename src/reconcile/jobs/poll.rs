@@ -173,7 +173,7 @@ impl Poll {
         let waiting: Vec<(&Job, &Vm)> = open
             .iter()
             .filter(|job| job.waits())
-            .filter_map(|job| Some((job, job.made.as_ref().and_then(live)?)))
+            .filter_map(|job| Some((job, job.created_vm.as_ref().and_then(live)?)))
             .collect();
         let kept: Vec<&Job> = waiting.iter().map(|(job, _)| *job).collect();
         let kept = self.server.keep_claims(&kept).await;

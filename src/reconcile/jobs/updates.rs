@@ -115,7 +115,7 @@ impl JobUpdates {
     /// The vm whose runner was made for this job, at a server that reports no runners, if it has begun the job.
     async fn vm_with(&self, job: &Job) -> Result<Option<VmId>> {
         let binds = self.sources.kind(&job.record.source).is_some_and(SourceKind::binds_jobs);
-        let Some(id) = job.made.filter(|_| binds && job.record.status >= JobStatus::InProgress) else {
+        let Some(id) = job.created_vm.filter(|_| binds && job.record.status >= JobStatus::InProgress) else {
             return Ok(None);
         };
         let has_it = |vm: &Vm| {

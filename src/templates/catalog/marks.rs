@@ -62,9 +62,9 @@ impl Catalog {
     }
 
     /// The metadata of a version.
-    pub async fn standing(&self, name_or_digest: &str) -> Result<VersionStatus> {
+    pub async fn status(&self, name_or_digest: &str) -> Result<VersionStatus> {
         let wanted = name_or_digest.to_owned();
-        self.blocking(move |root| root.standing(&wanted)).await
+        self.blocking(move |root| root.status(&wanted)).await
     }
 
     /// Pins or unpins a version. Returns its digest.
@@ -114,11 +114,11 @@ impl Root {
         Ok(Some(TemplateLease { _disk: disk }))
     }
 
-    fn standing(&self, wanted: &str) -> Result<VersionStatus> {
-        self.standing_in(&self.histories().map_err(Error::internal)?, wanted)
+    fn status(&self, wanted: &str) -> Result<VersionStatus> {
+        self.status_in(&self.histories().map_err(Error::internal)?, wanted)
     }
 
-    pub(super) fn standing_in(&self, histories: &BTreeMap<String, History>, wanted: &str) -> Result<VersionStatus> {
+    pub(super) fn status_in(&self, histories: &BTreeMap<String, History>, wanted: &str) -> Result<VersionStatus> {
         let not_found = || no_template(wanted);
         let own = histories.get(wanted);
         let digest = match own {

@@ -134,8 +134,8 @@ impl Catalog {
     }
 
     /// The same, each with its metadata.
-    pub async fn list_with_standing(&self) -> Result<Vec<(Template, VersionStatus)>> {
-        self.blocking(Root::list_with_standing).await
+    pub async fn list_with_status(&self) -> Result<Vec<(Template, VersionStatus)>> {
+        self.blocking(Root::list_with_status).await
     }
 
     /// A template by its name, or by its digest (`sha256:…`).
@@ -295,12 +295,12 @@ impl Root {
         Ok(templates)
     }
 
-    fn list_with_standing(&self) -> Result<Vec<(Template, VersionStatus)>> {
+    fn list_with_status(&self) -> Result<Vec<(Template, VersionStatus)>> {
         let histories = self.histories().map_err(Error::internal)?;
-        let standing = |t: Template| Ok((self.standing_in(&histories, &t.name)?, t));
+        let status = |t: Template| Ok((self.status_in(&histories, &t.name)?, t));
         // Removed since it was listed, so it is left out.
-        let all = self.list()?.into_iter().map(standing).filter_map(|s: Result<_>| s.ok());
-        Ok(all.map(|(standing, template)| (template, standing)).collect())
+        let all = self.list()?.into_iter().map(status).filter_map(|s: Result<_>| s.ok());
+        Ok(all.map(|(status, template)| (template, status)).collect())
     }
 
     fn get(&self, wanted: &str) -> Result<Template> {

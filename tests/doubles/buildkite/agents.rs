@@ -2,7 +2,7 @@
 //!
 //! Requests and answers are those of Buildkite's agent 3.137. It asks as itself (its access token) until it has its job, and
 //! for the job with the job's own token, which is void when the job is over or its agent is lost. Streaming (gRPC) is not
-//! played: an agent polls if the address knows nothing of it.
+//! simulated: an agent polls if the address knows nothing of it.
 
 use std::io::Read;
 

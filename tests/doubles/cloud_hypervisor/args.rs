@@ -1,4 +1,4 @@
-//! The command line, as far as it is played. Options that are not played are refused, as the program refuses unknown ones.
+//! The command line, as far as it is simulated. Options that are not simulated are refused, as the program refuses unknown ones.
 
 use std::path::PathBuf;
 
@@ -74,7 +74,7 @@ pub fn parse(args: &[String]) -> Result<Option<Options>, Refusal> {
     if let Some(kernel) = kernel {
         // Both default to something else, which only a terminal could use.
         if serial.as_deref() != Some("tty") || console.as_deref() != Some("off") {
-            return Err(Refusal::Usage("error: only --serial tty --console off is played".to_owned()));
+            return Err(Refusal::Usage("error: only --serial tty --console off is simulated".to_owned()));
         }
         options.described = Some(Described { kernel, cpus, memory_mib });
     }

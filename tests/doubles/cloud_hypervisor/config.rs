@@ -1,4 +1,4 @@
-//! The configuration of a vm: the keys that are played, with the program's defaults. Unknown keys are ignored.
+//! The configuration of a vm: the keys that are simulated, with the program's defaults. Unknown keys are ignored.
 
 use std::path::PathBuf;
 

@@ -43,7 +43,7 @@ impl Monitor {
             None => None,
             Some(EventSink::Path(path)) => Some(Sink::File(File::create(path)?)),
             Some(EventSink::Fd(1)) => Some(Sink::Stdout),
-            Some(EventSink::Fd(fd)) => return Err(io::Error::other(format!("fd={fd} is not played"))),
+            Some(EventSink::Fd(fd)) => return Err(io::Error::other(format!("fd={fd} is not simulated"))),
         };
         Ok(Self { start: Instant::now(), sink: Mutex::new(sink) })
     }

@@ -75,7 +75,7 @@ fn validate(config: &VmConfig) -> Result<PathBuf, NoGuest> {
             return Err(unbootable("Specifying a kernel is not supported when a firmware is provided"));
         }
         (None, None) => return Err(unbootable("No bootitem provided: neither firmware nor kernel")),
-        (None, Some(_)) => return Err(validation(&["firmware is not played"])),
+        (None, Some(_)) => return Err(validation(&["firmware is not simulated"])),
     };
     let (boot, max) = (config.cpus.boot_vcpus, config.cpus.max_vcpus);
     if max < boot {
@@ -99,7 +99,7 @@ fn validate(config: &VmConfig) -> Result<PathBuf, NoGuest> {
     }
     if config.console.common.mode == Mode::Tty {
         // It would take this process's terminal, and standard output is the test's.
-        return Err(validation(&["a console on the terminal is not played"]));
+        return Err(validation(&["a console on the terminal is not simulated"]));
     }
     Ok(kernel)
 }
@@ -144,7 +144,7 @@ impl Guest {
         let disks = config.disks.clone().unwrap_or_default();
         let files = disks.iter().map(image::open_disk).collect::<Result<Vec<_>, _>>().map_err(NoGuest::Disks)?;
         for net in config.net.iter().flatten() {
-            let Some(tap) = &net.tap else { return Err(validation(&["a tap of its own is not played"])) };
+            let Some(tap) = &net.tap else { return Err(validation(&["a tap of its own is not simulated"])) };
             check_tap(tap).map_err(NoGuest::Nets)?;
         }
         for (disk, file) in disks.iter().zip(&files) {
@@ -166,7 +166,7 @@ impl Guest {
                 command.args(["-chardev", &console, "-serial", "chardev:console"]);
             }
             (Mode::Off | Mode::Null, _) => {}
-            _ => return Err(validation(&["this serial line is not played"])),
+            _ => return Err(validation(&["this serial line is not simulated"])),
         }
         for (n, disk) in disks.iter().enumerate() {
             let path = doubled(disk.path.as_deref().unwrap_or(std::path::Path::new("")));

@@ -65,7 +65,7 @@ pub fn open_disk(disk: &Disk) -> Result<File, Chain> {
             let text = "Disk image type does not match expected type";
             return Err(chain(&[manager, &format!("{text}: specified = {specified}, detected = {detected}")]));
         }
-        _ => return Err(chain(&[manager, "this image type is not played"])),
+        _ => return Err(chain(&[manager, "this image type is not simulated"])),
     }
     Ok(file)
 }

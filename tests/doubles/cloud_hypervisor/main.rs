@@ -5,7 +5,7 @@
 //! It shares no code with the service, so that the two cannot share a mistake. `control.rs` says how a test orders faults, in a file
 //! beside the program.
 //!
-//! Not played: hot-plug, snapshots, migration, firmware, `virtio-device` events.
+//! Not simulated: hot-plug, snapshots, migration, firmware, `virtio-device` events.
 
 #![allow(clippy::disallowed_methods, reason = "it shares no code with the service")]
 

@@ -77,7 +77,7 @@ pub fn payload(world: &World, of: &Job) -> Value {
     payload
 }
 
-/// The first user: the one whose push is played.
+/// The first user: the one whose push is simulated.
 fn sender(world: &World) -> Value {
     world.users.values().min_by_key(|user| user.id).map_or(Value::Null, |found| user(world, found))
 }

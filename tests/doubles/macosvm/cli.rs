@@ -65,7 +65,7 @@ pub fn parse(args: &[String], control: &Control) -> Result<Options, Ended> {
                 again(&given)?;
                 options.mac = Some(given);
             }
-            "--restore" | "--pty" | "--spice" => return Err(Ended::Double(format!("{arg} is not played"))),
+            "--restore" | "--pty" | "--spice" => return Err(Ended::Double(format!("{arg} is not simulated"))),
             // Ignored without a word: a value that follows is taken for the configuration.
             long if long.starts_with("--") => {}
             short if short.starts_with('-') => match short.chars().nth(1) {

@@ -18,7 +18,7 @@
 //! `guest` gives life to a VM:
 //! - `"inert"`: nothing runs. It powers off when there is a file `double/off-<pid>`, as a real guest does when a program in it
 //!   requests it; no signal and no command on the host can request it.
-//! - `{"qemu": {"kernel": …, "initramfs": …, "cmdline": …}}`: a real Linux guest on the first disk, which plays a macOS one.
+//! - `{"qemu": {"kernel": …, "initramfs": …, "cmdline": …}}`: a real Linux guest on the first disk, which simulates a macOS one.
 //!
 //! `rules` bend the VMs whose description's path contains `vm`. A rule applies `times` times (without it: always), counted
 //! by its `id`. All rules that apply are merged, later ones win. What may follow in `then`: see [`Bend`].
@@ -164,7 +164,7 @@ impl Control {
         self.lease_file.clone().unwrap_or_else(|| home.join("dhcpd_leases"))
     }
 
-    /// Whether the version that is played is at least this.
+    /// Whether the version that is simulated is at least this.
     pub fn at_least(&self, major: u32, minor: u32, patch: u32) -> bool {
         let mut numbers = self.version.split(['.', '-']).map_while(|n| n.parse::<u32>().ok());
         let mut next = || numbers.next().unwrap_or_default();

@@ -233,7 +233,7 @@ async fn live(
     }
     let lease = bend.lease.as_ref().unwrap_or(&control.lease);
     let leases = control.lease_file(home);
-    let card = vm.networks.first().ok_or("a guest without a network is not played")?;
+    let card = vm.networks.first().ok_or("a guest without a network is not simulated")?;
     let (mut machine, mut ip) = (None, None);
     match &control.guest {
         Guest::Inert => ip = Some(leases::address(&leases, 0)?),

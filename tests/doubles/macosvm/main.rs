@@ -2,7 +2,7 @@
 //! included.
 //!
 //! It shares no code with the service, so that the two cannot share a mistake. What the real program gets from macOS (the
-//! guest, leases, the kernel's limit of guests, entitlements) is played as `double.json` says, see `control.rs`: a file in
+//! guest, leases, the kernel's limit of guests, entitlements) is simulated as `double.json` says, see `control.rs`: a file in
 //! the directory of the link or copy under which this is started. Without that file guests are inert and everything works.
 
 #![allow(clippy::disallowed_methods, reason = "it shares no code with the service")]

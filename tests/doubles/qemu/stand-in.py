@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Plays QEMU on a host whose KVM does not work as it seems.
 
-Under the emulator it becomes the real QEMU. Under KVM it plays the whole of it: the probe's guest succeeds at once, and every
+Under the emulator it becomes the real QEMU. Under KVM it simulates the whole of it: the probe's guest succeeds at once, and every
 other guest does what the file `stand-in.json` beside this program says:
 
     version   what `--version` answers

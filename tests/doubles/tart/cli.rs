@@ -25,7 +25,7 @@ pub enum Call {
     Clone { source: String, target: String },
     Fqn { name: String },
     Pull { name: String },
-    NotPlayed(&'static str),
+    NotSimulated(&'static str),
 }
 
 impl Call {
@@ -48,7 +48,7 @@ impl Call {
             Call::Clone { .. } => "clone",
             Call::Fqn { .. } => "fqn",
             Call::Pull { .. } => "pull",
-            Call::NotPlayed(name) => name,
+            Call::NotSimulated(name) => name,
         }
     }
 
@@ -472,7 +472,7 @@ fn call(parsed: Command, command: &'static str) -> Result<Call, Failure> {
         Command::Create(Create { from_ipsw: None, linux: false, .. }) => {
             return Err(Failure::usage("Please specify either a --from-ipsw or --linux option!"));
         }
-        Command::Create(Create { from_ipsw: Some(_), .. }) => Call::NotPlayed("create --from-ipsw"),
+        Command::Create(Create { from_ipsw: Some(_), .. }) => Call::NotSimulated("create --from-ipsw"),
         Command::Create(create) => {
             local("<name>", &create.name)?;
             Call::Create { name: create.name, disk_size: create.disk_size, asif: create.disk_format == Format::Asif }
@@ -523,7 +523,7 @@ fn call(parsed: Command, command: &'static str) -> Result<Call, Failure> {
         Command::Delete(delete) => Call::Delete { names: delete.name },
         Command::Fqn(Name { name }) => Call::Fqn { name },
         Command::Login(_) | Command::Logout(_) | Command::Push(_) | Command::Import(_) | Command::Export(_) => {
-            Call::NotPlayed(command)
+            Call::NotSimulated(command)
         }
     })
 }

@@ -19,7 +19,7 @@ pub fn clone(home: &Home, source: &str, target: &str) -> Result<(), Failure> {
         Some(remote) => {
             let vm = Vm::at(remote.path(home), source);
             if !vm.initialised() {
-                return Err(Failure::not_played("pull"));
+                return Err(Failure::not_simulated("pull"));
             }
             vm
         }

@@ -136,7 +136,7 @@ pub fn set(home: &Home, control: &Control, change: &Change) -> Result<(), Failur
     }
     if let Some(gb) = change.disk_size {
         if config.disk_format == "asif" {
-            return Err(Failure::not_played("set --disk-size of an ASIF disk"));
+            return Err(Failure::not_simulated("set --disk-size of an ASIF disk"));
         }
         let _ = control;
         let disk = File::options().write(true).open(vm.disk()).map_err(|e| Failure::io("disk", &e))?;
@@ -266,5 +266,5 @@ pub fn pull(home: &Home, name: &str) -> Result<(), Failure> {
     if oci::Remote::parse(name).is_none() {
         return Err(Failure::runtime(format!("failed to parse remote name: {name}")));
     }
-    Err(Failure::not_played("pull"))
+    Err(Failure::not_simulated("pull"))
 }

@@ -12,7 +12,7 @@
 //!   "guest": "inert",               see below
 //!   "agent": "none",                who answers on control.sock: "none", "host" (runs commands on this machine), "guest"
 //!   "agent_patience_ms": 10000,     how long `exec` tries when nobody answers
-//!   "control_socket": true,         false plays a host before macOS 14
+//!   "control_socket": true,         false simulates a host before macOS 14
 //!   "asif": true, "nested": true, "softnet": true, "bridges": ["en0"],     what the host can do
 //!   "lease": {},                    what becomes of every guest's lease
 //!   "rules": [ {"command": "run", "vm": "mayfly-*", "times": 1, "then": { … }} ]
@@ -224,7 +224,7 @@ impl Control {
         self.lease_file.clone().unwrap_or_else(|| home.root.join("dhcpd_leases"))
     }
 
-    /// Whether the version played is at least this. A snapshot is newer than all.
+    /// Whether the version simulated is at least this. A snapshot is newer than all.
     pub fn at_least(&self, major: u32, minor: u32) -> bool {
         let mut parts = self.version.split('.').map(str::parse::<u32>);
         match (parts.next(), parts.next()) {

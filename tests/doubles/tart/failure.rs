@@ -37,7 +37,7 @@ impl Failure {
         Failure::Other(format!("{what}: {error}"))
     }
 
-    pub fn not_played(command: &str) -> Failure {
+    pub fn not_simulated(command: &str) -> Failure {
         Failure::Double(format!("the double does not play this: tart {command}"))
     }
 

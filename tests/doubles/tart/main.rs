@@ -1,7 +1,7 @@
 //! Plays `tart` on any system, for tests: the same command line, exit codes, texts, files and locks, the ugly parts included.
 //!
 //! It shares no code with the service, so that the two cannot share a mistake. What real Tart gets from macOS (the guest,
-//! leases, the kernel's limit of guests) is played as `$TART_HOME/double.json` says, see `control.rs`. Without that file
+//! leases, the kernel's limit of guests) is simulated as `$TART_HOME/double.json` says, see `control.rs`. Without that file
 //! guests are inert and everything works.
 //!
 //! What it keeps for itself is under `$TART_HOME/double/`, which real Tart would not look at either.
@@ -95,7 +95,7 @@ fn perform(call: Call, home: &Home, control: &Control, then: &Then) -> Result<u8
         Call::Clone { source, target } => clone::clone(home, &source, &target)?,
         Call::Fqn { name } => commands::fqn(home, &name)?,
         Call::Pull { name } => commands::pull(home, &name)?,
-        Call::NotPlayed(command) => return Err(Failure::not_played(command)),
+        Call::NotSimulated(command) => return Err(Failure::not_simulated(command)),
     }
     Ok(0)
 }

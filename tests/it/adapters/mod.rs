@@ -4,6 +4,6 @@ mod garm;
 mod gate;
 mod gitlab;
 mod nesting;
-mod played;
 mod shoes;
+mod simulated_vms;
 mod sshd;

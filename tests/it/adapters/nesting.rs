@@ -19,7 +19,7 @@ use tonic::{Code, Request, Status, client::Grpc, codegen::http::uri::PathAndQuer
 use tonic_prost::ProstCodec;
 
 use super::{
-    played::{Address, ended, played},
+    simulated_vms::{Address, ended, service_with_vms},
     sshd::{self, Sshd},
 };
 use crate::api::{Api, disk, new_template};
@@ -104,7 +104,7 @@ impl Client {
     }
 
     /// The id of a new vm.
-    async fn made(&self, slot: Option<i32>) -> String {
+    async fn create_micro(&self, slot: Option<i32>) -> String {
         self.create("micro", slot).await.unwrap().vm.unwrap().id
     }
 
@@ -139,7 +139,7 @@ struct Socket {
 
 impl Socket {
     async fn new(ssh: Endpoint) -> Socket {
-        Socket::of(played(ssh, Address::Early).await).await
+        Socket::of(service_with_vms(ssh, Address::Early).await).await
     }
 
     async fn of(api: Api) -> Socket {
@@ -241,8 +241,8 @@ async fn a_client_creates_lists_and_deletes_its_own_vms() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_has_one_vm_and_none_blocks_it() {
     let (mut socket, client) = Socket::usual().await;
-    let first = client.made(Some(0)).await;
-    let other = client.made(Some(1)).await;
+    let first = client.create_micro(Some(0)).await;
+    let other = client.create_micro(Some(1)).await;
     let second = client.create("micro", Some(0)).await.unwrap();
     assert_eq!(second.stomped.as_deref(), Some(first.as_str()));
     let second = second.vm.unwrap().id;
@@ -283,7 +283,7 @@ async fn a_slot_has_one_vm_and_none_blocks_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_that_is_not_known_is_found_by_a_login() {
     let sshd = Sshd::start().await;
-    let socket = Socket::of(played(Endpoint::address("127.0.0.1", sshd.port), Address::Late).await).await;
+    let socket = Socket::of(service_with_vms(Endpoint::address("127.0.0.1", sshd.port), Address::Late).await).await;
     let template = NewTemplate {
         ssh_key: Some(sshd.key()),
         user: Some(sshd::user()),
@@ -305,7 +305,7 @@ async fn an_address_that_is_not_known_is_found_by_a_login() {
 async fn a_client_that_goes_away_leaves_no_vm() {
     let (socket, client) = Socket::usual().await;
     for _ in 0..2 {
-        client.made(None).await;
+        client.create_micro(None).await;
     }
     let waiting = tokio::spawn({
         let client = client.clone();

@@ -176,7 +176,7 @@ async fn a_token_that_does_not_do_exits_with_5_and_says_where_it_came_from() {
 async fn this_machines_token_is_not_offered_to_others_and_proxies_are_not_asked() {
     let (double, mayfly) = both().await;
     double.on("GET /vms", 200, json!({ "items": [], "next_cursor": null }));
-    // The double plays the proxy: asked for another host's service, it sees the request.
+    // The double simulates the proxy: asked for another host's service, it sees the request.
     let args = ["vm", "list", "--url", "http://mayfly.example:8470"];
     let ran = run(mayfly.command(&args).env("http_proxy", &double.url)).await;
     ran.ends(0);

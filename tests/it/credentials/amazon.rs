@@ -1,4 +1,4 @@
-//! Amazon's registry: moto's server (PyPI) plays ECR, STS and IAM; a strict stand-in of ours plays the instance's metadata
+//! Amazon's registry: moto's server (PyPI) simulates ECR, STS and IAM; a strict stand-in of ours simulates the instance's metadata
 //! service; a relay before moto notes who signed what for which region.
 //!
 //! The SDK finds its way by the environment, which a running process cannot change for itself: each question is asked in a

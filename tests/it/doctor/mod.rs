@@ -1,7 +1,7 @@
-//! `mayfly doctor` on machines that are not at hand, played from `doctor/fixtures`, and on the one that is.
+//! `mayfly doctor` on machines that are not at hand, simulated from `doctor/fixtures`, and on the one that is.
 
 mod here;
-mod played;
+mod simulated;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,12 +11,12 @@ use mayfly::cli::doctor::{
     probe::{HostProbe, System, Unseen},
     show,
 };
-use played::Played;
+use simulated::SimulatedMachine;
 
 const MACS: [&str; 4] = ["healthy-mac-mini-m4", "sick-mac", "old-intel-mac", "ssh-to-a-mac"];
 const LINUXES: [&str; 3] = ["healthy-linux", "sick-linux", "half-linux"];
 
-async fn look(machine: &Played) -> Report {
+async fn look(machine: &SimulatedMachine) -> Report {
     examine(machine, machine.data_dir(), false).await
 }
 
@@ -32,7 +32,7 @@ fn steady(text: &str) -> String {
 #[tokio::test]
 async fn what_is_said_of_each_machine() {
     for name in MACS.into_iter().chain(LINUXES) {
-        let machine = Played::load(name);
+        let machine = SimulatedMachine::load(name);
         let report = look(&machine).await;
         machine.assert_every_command_was_run();
         let mut settings = insta::Settings::clone_current();
@@ -52,7 +52,7 @@ async fn what_is_said_of_each_machine() {
 #[tokio::test]
 async fn a_healthy_machine_gives_no_trouble() {
     for name in [MACS[0], LINUXES[0]] {
-        let report = look(&Played::load(name)).await;
+        let report = look(&SimulatedMachine::load(name)).await;
         let trouble: Vec<&Finding> = report
             .findings
             .iter()
@@ -66,7 +66,7 @@ async fn a_healthy_machine_gives_no_trouble() {
 #[tokio::test]
 async fn a_sick_machine_fails() {
     for name in MACS[1..].iter().chain(&LINUXES[1..]) {
-        assert_eq!(exit_code(&look(&Played::load(name)).await), 1, "{name}");
+        assert_eq!(exit_code(&look(&SimulatedMachine::load(name)).await), 1, "{name}");
     }
 }
 
@@ -75,7 +75,7 @@ async fn a_sick_machine_fails() {
 async fn every_check_can_find_something() {
     let mut found: BTreeMap<&str, bool> = BTreeMap::new();
     for name in MACS.into_iter().chain(LINUXES) {
-        let report = look(&Played::load(name)).await;
+        let report = look(&SimulatedMachine::load(name)).await;
         let ids: BTreeSet<&str> = report.findings.iter().map(|f| f.id).collect();
         assert_eq!(ids.len(), report.findings.len(), "{name}: an id stands for two findings");
         for finding in report.findings {
@@ -92,7 +92,7 @@ async fn every_check_can_find_something() {
 #[tokio::test]
 async fn lines_fit_a_terminal() {
     for name in MACS.into_iter().chain(LINUXES) {
-        let report = look(&Played::load(name)).await;
+        let report = look(&SimulatedMachine::load(name)).await;
         for line in text(&report, 80).lines() {
             // A command is copied as a whole, and a long word cannot be broken.
             let whole = line.starts_with("          ") && !line.starts_with("                          ");
@@ -110,18 +110,18 @@ async fn an_unknown_answer_is_never_ok() {
     // What these say only adds a word to another finding, or is an exception that is not needed on this machine.
     let idle = ["/bin/launchctl managername", "read /var/root/", "read /Library/Preferences/com.apple.network"];
     for name in [MACS[0], LINUXES[0]] {
-        let healthy = look(&Played::load(name)).await;
-        let commands = Played::load(name).commands();
+        let healthy = look(&SimulatedMachine::load(name)).await;
+        let commands = SimulatedMachine::load(name).commands();
         assert!(commands.len() >= 4);
         for command in commands.iter().filter(|c| !idle.iter().any(|idle| c.contains(idle))) {
             for answer in [
-                played::answer(0, "\u{1b}[31m~~ [ what nobody has seen \n"),
-                played::answer(0, ""),
+                simulated::answer(0, "\u{1b}[31m~~ [ what nobody has seen \n"),
+                simulated::answer(0, ""),
                 Err(Unseen::TimedOut(mayfly::cli::doctor::probe::LOOK)),
                 Err(Unseen::Absent),
                 Err(Unseen::Denied),
             ] {
-                let mut machine = Played::load(name);
+                let mut machine = SimulatedMachine::load(name);
                 // Not there is what it should be.
                 if command.contains("launchctl print system/") && !command.ends_with("timed") {
                     continue;
@@ -152,8 +152,8 @@ async fn an_unknown_answer_is_never_ok() {
 
 #[tokio::test]
 async fn an_unknown_answer_is_shown_in_part() {
-    let mut machine = Played::load(MACS[0]);
-    machine.set("/opt/homebrew/bin/tart list --format json", played::answer(0, &"strange ".repeat(100)));
+    let mut machine = SimulatedMachine::load(MACS[0]);
+    machine.set("/opt/homebrew/bin/tart list --format json", simulated::answer(0, &"strange ".repeat(100)));
     let report = look(&machine).await;
     let found = &report.findings.iter().find(|f| f.id == "tart.answers").unwrap().found;
     assert!(found.contains("expected `tart list` to print") && found.contains("strange strange"), "{found}");
@@ -162,7 +162,7 @@ async fn an_unknown_answer_is_shown_in_part() {
 
 #[tokio::test]
 async fn could_not_look_has_an_exit_code_of_its_own() {
-    let mut machine = Played::load(MACS[0]);
+    let mut machine = SimulatedMachine::load(MACS[0]);
     machine.set("/usr/bin/fdesetup status", Err(Unseen::Denied));
     let report = look(&machine).await;
     assert_eq!(report.count(Severity::Fail), 0);
@@ -173,7 +173,7 @@ async fn could_not_look_has_an_exit_code_of_its_own() {
 /// Its storage would be made by asking.
 #[tokio::test]
 async fn tart_is_not_asked_where_that_would_make_something() {
-    let mut machine = Played::load(MACS[0]);
+    let mut machine = SimulatedMachine::load(MACS[0]);
     machine.remove_entry("/Users/admin/.tart");
     machine.forbid("/opt/homebrew/bin/tart list --format json");
     let report = look(&machine).await;

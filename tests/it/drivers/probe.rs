@@ -1,5 +1,5 @@
 //! The probe of QEMU's accelerators: its guests against their sources and under the real emulator, and its verdicts with a
-//! stand-in for QEMU that plays accelerators which do not work.
+//! stand-in for QEMU that simulates accelerators which do not work.
 
 use std::{
     path::{Path, PathBuf},
@@ -96,13 +96,13 @@ async fn every_stage_of_the_other_processor_passes_under_the_emulator() {
     }
 }
 
-/// A stand-in for QEMU: `played` is the shell's way to be the accelerator; everything else goes to the real emulator.
-fn stand_in(dir: &Path, played: &str) -> PathBuf {
+/// A stand-in for QEMU: `accelerated` is run in place of an accelerated guest; everything else goes to the real emulator.
+fn stand_in(dir: &Path, accelerated: &str) -> PathBuf {
     use std::os::unix::fs::PermissionsExt;
     let (_, real) = own();
     let path = dir.join("qemu");
     let script = format!(
-        "#!/bin/sh\nreal='{}'\ncase \"$*\" in\n*'-accel kvm'*|*'-accel hvf'*)\n{played}\n;;\nesac\nexec \"$real\" \"$@\"\n",
+        "#!/bin/sh\nreal='{}'\ncase \"$*\" in\n*'-accel kvm'*|*'-accel hvf'*)\n{accelerated}\n;;\nesac\nexec \"$real\" \"$@\"\n",
         real.display()
     );
     std::fs::write(&path, script).unwrap();
@@ -115,9 +115,9 @@ fn accelerator() -> Accelerator {
 }
 
 /// The verdict on an accelerator that is offered and behaves like this.
-async fn verdict(played: &str) -> (Accelerator, Option<String>, Duration) {
+async fn verdict(script: &str) -> (Accelerator, Option<String>, Duration) {
     let dir = tempfile::tempdir().unwrap();
-    let program = stand_in(dir.path(), played);
+    let program = stand_in(dir.path(), script);
     let machine = MachineSpec { arch: own().0, accelerator: accelerator(), sandbox: false };
     let began = Instant::now();
     let (accelerator, note) = probe::choose(&program, machine, Ok(()), dir.path()).await.unwrap();
@@ -125,8 +125,8 @@ async fn verdict(played: &str) -> (Accelerator, Option<String>, Duration) {
     (accelerator, note, began.elapsed())
 }
 
-async fn is_emulated_because(played: &str, because: &[&str]) {
-    let (accelerator, note, took) = verdict(played).await;
+async fn is_emulated_because(script: &str, because: &[&str]) {
+    let (accelerator, note, took) = verdict(script).await;
     assert_eq!(accelerator, Accelerator::Tcg);
     let note = note.unwrap();
     assert!(note.starts_with("emulation, ten to thirty times slower than hardware, because "), "{note}");
@@ -149,10 +149,10 @@ async fn an_accelerator_that_hangs_is_not_used_and_its_stage_is_named() {
 
 #[tokio::test]
 async fn an_accelerator_that_stops_its_guest_is_not_used_at_once_and_qemu_is_quoted() {
-    let played = format!("printf {}; echo 'KVM internal error. Suberror: 1' >&2; exec sleep 600", letters(2));
+    let script = format!("printf {}; echo 'KVM internal error. Suberror: 1' >&2; exec sleep 600", letters(2));
     let began = Instant::now();
     is_emulated_because(
-        &played,
+        &script,
         &["was stopped", "\"KVM internal error. Suberror: 1\"", guest::program(own().0).stages[2].1],
     )
     .await;
@@ -166,17 +166,17 @@ async fn an_accelerator_that_computes_wrongly_is_not_used() {
 
 #[tokio::test]
 async fn a_qemu_that_refuses_the_accelerator_is_quoted() {
-    let played = "echo 'qemu-system-x86_64: failed to initialize kvm: Inappropriate ioctl for device' >&2; exit 1";
-    is_emulated_because(played, &["\"failed to initialize kvm: Inappropriate ioctl for device\""]).await;
+    let script = "echo 'qemu-system-x86_64: failed to initialize kvm: Inappropriate ioctl for device' >&2; exit 1";
+    is_emulated_because(script, &["\"failed to initialize kvm: Inappropriate ioctl for device\""]).await;
 }
 
 #[tokio::test]
 async fn an_accelerator_that_is_slower_than_the_emulator_is_not_used() {
     let all = letters(guest::program(own().0).stages.len());
     // A second for what takes the emulator a tenth of it.
-    let played =
+    let script =
         format!("printf {all}; for round in 1 2 3; do printf '<'; sleep 1; printf '>'; done; echo MAYFLY; exit 0");
-    is_emulated_because(&played, &["the same work took 1", "ms with the emulator"]).await;
+    is_emulated_because(&script, &["the same work took 1", "ms with the emulator"]).await;
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! The program that plays Gitea's runner in guests, in the shell of this machine.
+//! The program that simulates Gitea's runner in guests, in the shell of this machine.
 
 use std::{
     os::unix::fs::PermissionsExt,

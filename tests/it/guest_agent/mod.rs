@@ -1,4 +1,4 @@
-//! Provisioning and sessions through the agent in the guest. An agent of our own plays the one of Tart: it runs commands on this machine, under
+//! Provisioning and sessions through the agent in the guest. An agent of our own simulates the one of Tart: it runs commands on this machine, under
 //! a user and in a home that the test gives it, and kills them when their stream ends.
 
 mod sessions;

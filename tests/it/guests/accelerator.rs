@@ -1,4 +1,4 @@
-//! Hosts whose hardware acceleration is not what its probe showed. A stand-in plays QEMU under KVM; under the emulator it is the
+//! Hosts whose hardware acceleration is not what its probe showed. A stand-in simulates QEMU under KVM; under the emulator it is the
 //! real one.
 
 use std::{

@@ -20,7 +20,7 @@ fn clock() -> Clock {
     Clock::manual(Timestamp::from_second(1_800_000_000).unwrap())
 }
 
-/// Guests that are played once they are let go.
+/// Guests that are simulated once they are let go.
 pub fn held_back(host: &Host) -> watch::Sender<bool> {
     let go = watch::Sender::new(false);
     let (serving, hush, going) = (host.serving.clone(), host.hush.clone(), go.clone());

@@ -1,5 +1,5 @@
 //! The whole service but HTTP, on the fake driver: a real database file, the real loop, a hypervisor whose misfortunes are
-//! scripted, and guests that are played.
+//! scripted, and guests that are simulated.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -229,7 +229,7 @@ impl Host {
         assert!(applied.changed(), "it was not booting");
     }
 
-    /// From now on, guests that boot are played: they report, run their job, call their hook, upload and finish.
+    /// From now on, guests that boot are simulated: they report, run their job, call their hook, upload and finish.
     pub fn play_guests(&self) {
         let (serving, hush) = (self.serving.clone(), self.hush.clone());
         self.world.on_boot(move |guest| {

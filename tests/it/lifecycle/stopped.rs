@@ -46,7 +46,7 @@ async fn a_guest_that_is_stopped_while_it_boots_is_replaced_by_a_fresh_one() {
         let id = host.create(request("linux", job())).await;
         host.until_state(id, State::Booting).await;
         host.world.until(|world| world.running() > 0).await;
-        // The next one is played.
+        // The next one is simulated.
         host.play_guests();
         let stopped = Instant::now();
         assert!(host.world.halt(&id.instance(), cause), "{cause:?}");

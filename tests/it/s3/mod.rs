@@ -1,4 +1,4 @@
-//! Disk images from S3 and to it. moto's server plays S3; a relay of ours before it does what networks do, and remembers what
+//! Disk images from S3 and to it. moto's server simulates S3; a relay of ours before it does what networks do, and remembers what
 //! was asked.
 //!
 //! The SDK finds its way by the environment, which a running process cannot change for itself: each transfer is made by a

@@ -39,7 +39,7 @@ fn program() -> PathBuf {
     double
 }
 
-/// The program that plays Gitea's runner in a guest.
+/// The program that simulates Gitea's runner in a guest.
 pub fn runner_program() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/doubles/gitea/runner/gitea-runner")
 }

@@ -1,4 +1,4 @@
-//! moto's server (PyPI), which plays Amazon's services on loopback.
+//! moto's server (PyPI), which simulates Amazon's services on loopback.
 
 use std::{
     io::{BufRead, BufReader},

@@ -155,5 +155,5 @@ async fn version(f: &Fixture, cpus: u32) -> Template {
 }
 
 async fn previous(f: &Fixture, name: &str) -> Vec<String> {
-    f.catalog.standing(name).await.unwrap().previous.into_iter().map(|t| t.digest).collect()
+    f.catalog.status(name).await.unwrap().previous.into_iter().map(|t| t.digest).collect()
 }

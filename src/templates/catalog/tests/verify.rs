@@ -59,7 +59,7 @@ async fn every_byte_is_read_and_the_part_that_differs_is_named() {
     assert_eq!(sound.digest, pieces.digest);
     // The hole is not read.
     assert!(sound.bytes > 1 << 20 && (69_632..200_000).contains(&sound.bytes_read), "{sound:?}");
-    assert!(f.catalog.standing("whole").await.unwrap().verified_at.is_some());
+    assert!(f.catalog.status("whole").await.unwrap().verified_at.is_some());
 
     let disk = &pieces.files.disk;
     for (at, fault) in [
@@ -73,7 +73,7 @@ async fn every_byte_is_read_and_the_part_that_differs_is_named() {
         rot(disk, at);
         // A read error, or it was repaired: the content is right now.
         assert_eq!(faults("pieces").await, []);
-        assert!(f.catalog.standing("pieces").await.unwrap().damage.is_none());
+        assert!(f.catalog.status("pieces").await.unwrap().damage.is_none());
     }
     rot(&whole.files.disk, 4095);
     rot(whole.files.kernel.as_ref().unwrap(), 0);
@@ -113,7 +113,7 @@ async fn what_is_damaged_is_not_used_until_it_is_replaced() {
         assert_eq!(error.code, Code::TemplateDamaged);
         // It can still be looked at.
         assert_eq!(f.catalog.get(&template.name).await.unwrap().digest, template.digest);
-        assert!(f.catalog.standing(&template.name).await.unwrap().damage.is_some());
+        assert!(f.catalog.status(&template.name).await.unwrap().damage.is_some());
     }
     assert_eq!(f.catalog.known_pieces().await.unwrap().len(), 0);
     assert!(f.catalog.find_pulled(origin.clone(), asked()).await.unwrap().is_none());
@@ -122,8 +122,8 @@ async fn what_is_damaged_is_not_used_until_it_is_replaced() {
     let again = Catalog::open(f.at("templates")).unwrap();
     assert_eq!(again.take("a").await.unwrap_err().code, Code::TemplateDamaged);
     assert_eq!(f.catalog.register(f.template("a")).await.unwrap().digest, made.digest);
-    let standing = again.standing("a").await.unwrap();
-    assert_eq!((standing.damage, standing.pin.unwrap().why.as_str()), (None, "keep me"));
+    let status = again.status("a").await.unwrap();
+    assert_eq!((status.damage, status.pin.unwrap().why.as_str()), (None, "keep me"));
     assert_eq!(fs::read(&made.files.disk).unwrap(), vec![7; 4096]);
     again.take("a").await.unwrap();
     assert_eq!(in_pieces(&f, "p").await.digest, pulled.digest);
@@ -190,6 +190,6 @@ async fn a_cancelled_verification_ends() {
         .unwrap()
         .unwrap()
         .unwrap();
-    let standing = f.catalog.standing("big").await.unwrap();
-    assert_eq!((standing.verified_at, standing.damage), (None, None));
+    let status = f.catalog.status("big").await.unwrap();
+    assert_eq!((status.verified_at, status.damage), (None, None));
 }

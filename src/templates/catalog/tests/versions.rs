@@ -12,13 +12,13 @@ async fn a_name_remembers_where_it_pointed() {
     let next = version(&f, 2).await;
     let moved = f.catalog.point_name("a", &next.digest, "an update").await.unwrap();
     assert_eq!((moved.from.as_ref(), &moved.to, moved.changed()), (Some(&made.digest), &next.digest, true));
-    let standing = f.catalog.standing("a").await.unwrap();
-    assert_eq!((standing.names, standing.why.as_deref()), (vec!["a".to_owned()], Some("an update")));
-    let old = &standing.previous[0];
+    let status = f.catalog.status("a").await.unwrap();
+    assert_eq!((status.names, status.why.as_deref()), (vec!["a".to_owned()], Some("an update")));
+    let old = &status.previous[0];
     assert_eq!((&old.digest, &old.since, &old.why), (&made.digest, &None, &None));
 
     assert!(!f.catalog.point_name("a", &next.digest, "again").await.unwrap().changed());
-    assert_eq!(f.catalog.standing("a").await.unwrap().why.as_deref(), Some("an update"));
+    assert_eq!(f.catalog.status("a").await.unwrap().why.as_deref(), Some("an update"));
     let (back, template) = f.catalog.roll_back("a", None).await.unwrap();
     assert_eq!((back.to, &template.digest), (made.digest.clone(), &made.digest));
     assert_eq!(f.catalog.get("a").await.unwrap().digest, made.digest);
@@ -92,7 +92,7 @@ async fn what_is_taken_is_not_removed() {
     assert_eq!(taken, made);
     assert_eq!(f.catalog.remove("a").await.unwrap_err().code, Code::TemplateInUse);
     drop(kept);
-    let used = f.catalog.standing("a").await.unwrap().last_used_at.unwrap();
+    let used = f.catalog.status("a").await.unwrap().last_used_at.unwrap();
     assert!(used >= made.created_at);
     let remover = File::open(&made.files.disk).unwrap();
     remover.lock().unwrap();

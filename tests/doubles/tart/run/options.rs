@@ -26,7 +26,7 @@ pub fn validate(options: &RunOptions, control: &Control) -> Result<(), Failure> 
     if options.net_softnet_block.is_some() && !control.at_least(2, 30) {
         return unknown("--net-softnet-block");
     }
-    let unplayed = [
+    let unsupported = [
         (options.vnc, "run --vnc"),
         (options.serial, "run --serial"),
         (options.serial_path.is_some(), "run --serial-path"),
@@ -59,8 +59,8 @@ pub fn validate(options: &RunOptions, control: &Control) -> Result<(), Failure> 
             "invalid --dir syntax: for multiple directory shares each one of them should be named",
         ));
     }
-    match unplayed.iter().find(|(asked, _)| *asked) {
-        Some((_, what)) => Err(Failure::not_played(what)),
+    match unsupported.iter().find(|(asked, _)| *asked) {
+        Some((_, what)) => Err(Failure::not_simulated(what)),
         None => Ok(()),
     }
 }

@@ -8,7 +8,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use super::{agent, ssh::Shell};
 use crate::control::{Agent, Guest as Kind};
 
-/// Who plays the agent.
+/// Who simulates the agent.
 #[derive(Clone)]
 pub enum Player {
     Nobody,

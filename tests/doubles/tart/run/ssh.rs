@@ -1,4 +1,4 @@
-//! The agent of a real guest is played over SSH. A client sees no difference: the guest answers or it does not.
+//! The agent of a real guest is simulated over SSH. A client sees no difference: the guest answers or it does not.
 
 use std::{
     path::PathBuf,

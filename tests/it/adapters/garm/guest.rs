@@ -1,4 +1,4 @@
-//! The script of the guest, against a GARM that is played: on this machine, with a runner that is played.
+//! The script of the guest, on this machine: GARM and the runner are simulated.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +20,7 @@ use crate::cli::{Ran, run};
 const TOKEN: &str = "hush-hush-token";
 
 #[derive(Default)]
-struct Played {
+struct GarmState {
     asked: Vec<(String, String)>,
     /// By method and path: status and text. 200 and the path if there is none.
     answers: BTreeMap<String, (u16, String)>,
@@ -30,14 +30,14 @@ struct Played {
 }
 
 #[derive(Clone)]
-struct PlayedGarm {
-    state: Arc<Mutex<Played>>,
+struct SimulatedGarm {
+    state: Arc<Mutex<GarmState>>,
     url: String,
     home: Arc<tempfile::TempDir>,
 }
 
 async fn answer(
-    State(garm): State<PlayedGarm>,
+    State(garm): State<SimulatedGarm>,
     method: Method,
     uri: Uri,
     headers: HeaderMap,
@@ -58,11 +58,11 @@ async fn answer(
     (StatusCode::from_u16(status).unwrap(), text)
 }
 
-impl PlayedGarm {
-    async fn new() -> PlayedGarm {
+impl SimulatedGarm {
+    async fn new() -> SimulatedGarm {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let garm = PlayedGarm { state: Arc::default(), url, home: Arc::new(tempfile::tempdir().unwrap()) };
+        let garm = SimulatedGarm { state: Arc::default(), url, home: Arc::new(tempfile::tempdir().unwrap()) };
         let app = Router::new().fallback(answer).with_state(garm.clone());
         tokio::spawn(async move { axum::serve(listener, app).await });
         garm
@@ -125,7 +125,7 @@ const OWN_REPORTS: &str = "POST /callbacks/status";
 
 #[tokio::test]
 async fn a_runner_with_a_just_in_time_configuration_runs_one_job() {
-    let garm = PlayedGarm::new().await;
+    let garm = SimulatedGarm::new().await;
     garm.runner("env >seen.env; echo \"the job runs\"; exit 3", "exit 1");
     let ran = garm.guest(&[]).await.ends(3);
     assert!(ran.out.contains("the job runs") && ran.out.contains("exit code 3"), "{}", ran.out);
@@ -154,7 +154,7 @@ async fn a_token_that_garm_has_given_up_ends_the_vm_before_the_runner_is_started
     for dead_after in
         ["", OWN_REPORTS, "GET /metadata/credentials/runner", "GET /metadata/credentials/credentials_rsaparams"]
     {
-        let garm = PlayedGarm::new().await;
+        let garm = SimulatedGarm::new().await;
         garm.runner("echo started >started", "exit 1");
         garm.dead_after(dead_after);
         garm.state.lock().unwrap().dead = dead_after.is_empty();
@@ -163,7 +163,7 @@ async fn a_token_that_garm_has_given_up_ends_the_vm_before_the_runner_is_started
         assert_eq!(garm.file("started"), "", "{dead_after}");
     }
     // A job may have begun before the report arrives, and the token ends with it.
-    let garm = PlayedGarm::new().await;
+    let garm = SimulatedGarm::new().await;
     garm.runner("exit 0", "exit 1");
     garm.dead_after("POST /callbacks/system-info/");
     let ran = garm.guest(&[]).await.ends(0);
@@ -172,7 +172,7 @@ async fn a_token_that_garm_has_given_up_ends_the_vm_before_the_runner_is_started
 
 #[tokio::test]
 async fn a_runner_without_a_just_in_time_configuration_registers_itself() {
-    let garm = PlayedGarm::new().await;
+    let garm = SimulatedGarm::new().await;
     garm.answers("GET /metadata/runner-registration-token/", 200, "registration-hush");
     garm.runner(
         "exit 0",
@@ -203,14 +203,14 @@ async fn a_runner_without_a_just_in_time_configuration_registers_itself() {
 
 #[tokio::test]
 async fn what_fails_in_the_guest_is_reported_to_garm() {
-    let garm = PlayedGarm::new().await;
+    let garm = SimulatedGarm::new().await;
     let tools = format!("linux x64 00 - {0}/r.tar.gz\nlinux arm64 00 - {0}/r.tar.gz\n", garm.url);
     let ran = garm.guest(&[("GARM_TOOLS", &tools)]).await.ends(126);
     assert!(ran.out.contains("does not have the checksum 00"), "{}", ran.out);
     let reports = garm.reports();
     assert_eq!(reports.last().unwrap()["status"], "failed");
 
-    let garm = PlayedGarm::new().await;
+    let garm = SimulatedGarm::new().await;
     garm.runner("exit 0", "exit 1");
     garm.answers("GET /metadata/credentials/credentials", 404, "");
     let ran = garm.guest(&[]).await.ends(125);
@@ -221,7 +221,7 @@ async fn what_fails_in_the_guest_is_reported_to_garm() {
 /// The runner of the download is used, with the checksum that GARM names.
 #[tokio::test]
 async fn a_guest_without_a_runner_downloads_the_one_that_garm_names() {
-    let garm = PlayedGarm::new().await;
+    let garm = SimulatedGarm::new().await;
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("run.sh"), "#!/bin/sh\necho downloaded\n").unwrap();
     std::fs::set_permissions(dir.path().join("run.sh"), std::fs::Permissions::from_mode(0o755)).unwrap();

@@ -18,7 +18,7 @@ async fn behind_a_gate() -> (Garm, Gate) {
     (Garm::asking(api, &url), gate)
 }
 
-/// Starts the provider by a process that plays GARM: the one that can be killed, and the pid of the provider.
+/// Starts the provider by a process that simulates GARM: the one that can be killed, and the pid of the provider.
 async fn started_by_garm(garm: &Garm, call: &Call) -> (tokio::process::Child, i32) {
     let input = garm.path("input.json");
     std::fs::write(&input, call.input()).unwrap();

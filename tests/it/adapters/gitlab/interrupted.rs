@@ -23,7 +23,7 @@ async fn says(child: &mut Child, what: impl Fn(&str) -> bool) {
     panic!("it ended without saying it");
 }
 
-/// Starts the stage by a process that plays the runner, and can be killed.
+/// Starts the stage by a process that simulates the runner, and can be killed.
 fn started_by_runner(gitlab: &GitLab, of_try: &Job, stage: &[&str]) -> Child {
     let stage = gitlab.stage(of_try, stage);
     let mut runner = Command::new("/bin/sh");

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 use super::{
-    played::{Address, ended, played},
+    simulated_vms::{Address, ended, service_with_vms},
     sshd::{self, Sshd},
 };
 use crate::{
@@ -48,7 +48,7 @@ impl GitLab {
     /// With two slots.
     pub async fn new() -> GitLab {
         let sshd = Sshd::start().await;
-        let api = played(Endpoint::address("127.0.0.1", sshd.port), Address::Early).await;
+        let api = service_with_vms(Endpoint::address("127.0.0.1", sshd.port), Address::Early).await;
         let template = NewTemplate {
             ssh_key: Some(sshd.key()),
             user: Some(sshd::user()),

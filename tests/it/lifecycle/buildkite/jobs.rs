@@ -11,7 +11,7 @@ async fn a_job_gets_a_vm_and_the_vm_knows_its_job() {
     let job = rig.buildkite.job(&["queue=macs", "os=*"]).await;
     // No pool takes it: it stays for another stack.
     let other = rig.buildkite.job(&["os=linux"]).await;
-    let id = rig.made(&job).await;
+    let id = rig.created_vm(&job).await;
     let vm = rig.host.until(id, |vm| !vm.jobs.is_empty()).await;
     assert_eq!((vm.state, vm.runner_status), (State::Running, RunnerStatus::Busy));
     let registered = vm.registered.as_ref().unwrap();
@@ -66,10 +66,10 @@ async fn a_job_that_is_cancelled_while_its_vm_waits_ends_the_vm_and_no_other() {
     let rig = Rig::new(1).await;
     rig.fate(&[Fate::Idles]);
     let first = rig.buildkite.job(&[]).await;
-    let idle = rig.made(&first).await;
+    let idle = rig.created_vm(&first).await;
     rig.host.until(idle, |vm| vm.registered.is_some()).await;
     let second = rig.buildkite.job(&[]).await;
-    let queued = rig.made(&second).await;
+    let queued = rig.created_vm(&second).await;
     rig.buildkite.cancel(&first).await;
     let vm = rig.host.until_state(idle, State::Deleted).await;
     assert_eq!((vm.announced_by, vm.jobs.len()), (Some(Announcer::Pool), 0));
@@ -104,11 +104,11 @@ async fn the_page_of_a_job_says_what_it_waits_for() {
     let rig = Rig::new(1).await;
     rig.fate(&[Fate::Begins]);
     let first = rig.buildkite.job(&[]).await;
-    let busy = rig.made(&first).await;
+    let busy = rig.created_vm(&first).await;
     rig.host.until(busy, |vm| !vm.jobs.is_empty()).await;
     rig.buildkite.fault("notifications", json!({"answer": {"status": 503, "body": {"message": "later"}}})).await;
     let second = rig.buildkite.job(&[]).await;
-    let queued = rig.made(&second).await;
+    let queued = rig.created_vm(&second).await;
     let notes = async || rig.buildkite.job_state(&second).await["notifications"].as_array().unwrap().clone();
     rig.buildkite.until("a note", async || !notes().await.is_empty()).await;
     let name = rig.host.until(queued, |_| true).await.spec.name;

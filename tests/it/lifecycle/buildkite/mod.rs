@@ -1,4 +1,4 @@
-//! Vms whose runner is Buildkite's agent: a double of Buildkite in a process of its own, and guests that are played by the
+//! Vms whose runner is Buildkite's agent: a double of Buildkite in a process of its own, and guests that are simulated by the
 //! test.
 
 use std::{
@@ -186,11 +186,11 @@ impl Rig {
     }
 
     /// The vm that was made for this job.
-    async fn made(&self, job: &str) -> VmId {
+    async fn created_vm(&self, job: &str) -> VmId {
         self.buildkite
-            .until("a vm for the job", async || self.known(job).await.is_some_and(|job| job.made.is_some()))
+            .until("a vm for the job", async || self.known(job).await.is_some_and(|job| job.created_vm.is_some()))
             .await;
-        self.known(job).await.unwrap().made.unwrap()
+        self.known(job).await.unwrap().created_vm.unwrap()
     }
 
     /// Waits until the job is in this state at Buildkite.

@@ -53,7 +53,7 @@ async fn a_job_comes_back_when_its_service_stays_down() {
     let mut rig = Rig::new(1).await;
     rig.fate(&[Fate::Idles]);
     let job = rig.buildkite.job(&[]).await;
-    let id = rig.made(&job).await;
+    let id = rig.created_vm(&job).await;
     rig.host.until(id, |vm| vm.registered.is_some()).await;
     rig.host.crash().await;
     assert_eq!(rig.buildkite.job_state(&job).await["state"], "reserved");
@@ -75,10 +75,10 @@ async fn the_reservation_of_a_job_whose_vm_waits_is_prolonged() {
     let rig = Rig::new(1).await;
     rig.fate(&[Fate::Begins]);
     let first = rig.buildkite.job(&[]).await;
-    let busy = rig.made(&first).await;
+    let busy = rig.created_vm(&first).await;
     rig.host.until(busy, |vm| !vm.jobs.is_empty()).await;
     let second = rig.buildkite.job(&[]).await;
-    rig.made(&second).await;
+    rig.created_vm(&second).await;
     rig.buildkite.tell("knobs", json!({"lost_seconds": 1_000_000})).await;
     let until = async || rig.buildkite.job_state(&second).await["reserved_until"].as_str().map(str::to_owned);
     for _ in 0..3 {

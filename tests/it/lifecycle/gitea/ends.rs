@@ -5,7 +5,7 @@ use super::*;
 /// A job whose runner has just taken it, which nothing has reported yet.
 async fn taken_unheard(rig: &Rig) -> (u64, VmId, Program<'_>, u64) {
     let job = rig.gitea.job(&[LABEL]).await.job;
-    let id = rig.made(job, 1).await;
+    let id = rig.created_vm(job, 1).await;
     let program = rig.idle(id).await;
     rig.gitea.tell("hook", json!({"drop": 1000})).await;
     let task = program.fetch().await.unwrap().expect("there is a job for it");
@@ -52,7 +52,7 @@ async fn an_idle_runner_is_disabled_before_it_is_removed() {
 async fn a_runner_that_somebody_removed_ends_its_vm() {
     let rig = Rig::with_webhook(1).await;
     let job = rig.gitea.job(&[LABEL]).await.job;
-    let id = rig.made(job, 1).await;
+    let id = rig.created_vm(job, 1).await;
     let program = rig.idle(id).await;
     let token = rig.gitea.owner_token().await;
     let path = format!("orgs/acme/actions/runners/{}", program.id);
@@ -74,7 +74,7 @@ async fn a_runner_that_somebody_removed_ends_its_vm() {
 async fn a_job_that_is_cancelled_while_it_runs_ends_its_vm() {
     let rig = Rig::with_webhook(1).await;
     let job = rig.gitea.job(&[LABEL]).await.job;
-    let id = rig.made(job, 1).await;
+    let id = rig.created_vm(job, 1).await;
     let program = rig.idle(id).await;
     rig.busy(id, &program).await;
     rig.gitea.order("cancel", job).await;
@@ -90,7 +90,7 @@ async fn a_job_that_is_cancelled_while_it_runs_ends_its_vm() {
 async fn the_row_of_a_killed_runner_stays_until_gitea_gives_up_its_job() {
     let rig = Rig::with_webhook(1).await;
     let job = rig.gitea.job(&[LABEL]).await.job;
-    let id = rig.made(job, 1).await;
+    let id = rig.created_vm(job, 1).await;
     let program = rig.idle(id).await;
     rig.busy(id, &program).await;
     rig.host.delete(id, true).await;
@@ -111,7 +111,7 @@ async fn the_row_of_a_killed_runner_stays_until_gitea_gives_up_its_job() {
 async fn budgets_stand_still_while_gitea_cannot_be_reached() {
     let rig = Rig::with_webhook(1).await;
     let job = rig.gitea.job(&[LABEL]).await.job;
-    let id = rig.made(job, 1).await;
+    let id = rig.created_vm(job, 1).await;
     rig.idle(id).await;
     let then = json!({"answer": {"status": 502, "body": "<html>bad gateway</html>"}});
     rig.gitea.tell("faults", json!([{"path": "", "times": 1_000_000, "then": then}])).await;

@@ -6,7 +6,7 @@ use super::*;
 
 /// One job in one vm, from demand to the end.
 async fn one_life(rig: &Rig, job: u64, attempt: u32) -> VmId {
-    let id = rig.made(job, attempt).await;
+    let id = rig.created_vm(job, attempt).await;
     let program = rig.idle(id).await;
     let task = rig.busy(id, &program).await;
     program.finish(task, "SUCCESS").await.unwrap();
@@ -77,7 +77,7 @@ async fn a_job_that_is_run_again_keeps_its_id_and_gets_another_vm() {
 async fn an_attempt_whose_end_was_missed_is_over_when_the_next_one_is_seen() {
     let mut rig = Rig::with_webhook(2).await;
     let job = rig.gitea.job(&[LABEL]).await.job;
-    let id = rig.made(job, 1).await;
+    let id = rig.created_vm(job, 1).await;
     let given = rig.given.to(id).await;
     let program = rig.idle(id).await;
     let task = rig.busy(id, &program).await;
@@ -110,10 +110,10 @@ async fn webhooks_of_two_levels_and_doubled_ones_make_no_difference() {
 async fn a_job_that_is_cancelled_while_its_vm_waits_frees_it() {
     let rig = Rig::with_webhook(1).await;
     let first = rig.gitea.job(&[LABEL]).await.job;
-    let idle = rig.made(first, 1).await;
+    let idle = rig.created_vm(first, 1).await;
     rig.idle(idle).await;
     let second = rig.gitea.job(&[LABEL]).await.job;
-    let queued = rig.made(second, 1).await;
+    let queued = rig.created_vm(second, 1).await;
     assert_eq!(rig.host.vm(queued).await.state, State::Queued);
     rig.gitea.order("cancel", second).await;
     let vm = rig.host.until_state(queued, State::Deleted).await;
@@ -132,7 +132,7 @@ async fn a_job_whose_vms_end_without_it_is_given_up_and_says_why() {
     let job = rig.gitea.job(&[LABEL]).await.job;
     let mut seen = Vec::new();
     for _ in 0..MOST_FAILED_VMS {
-        let newest = async || rig.attempt(job, 1).await.and_then(|job| job.made).filter(|id| !seen.contains(id));
+        let newest = async || rig.attempt(job, 1).await.and_then(|job| job.created_vm).filter(|id| !seen.contains(id));
         rig.gitea.until("another vm for the job", async || newest().await.is_some()).await;
         let id = newest().await.unwrap();
         seen.push(id);

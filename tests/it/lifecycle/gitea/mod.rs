@@ -1,4 +1,4 @@
-//! Vms whose runner is Gitea's: a double of Gitea in a process of its own, and guests that are played by the test.
+//! Vms whose runner is Gitea's: a double of Gitea in a process of its own, and guests that are simulated by the test.
 
 use std::{sync::Arc, time::Duration};
 
@@ -125,10 +125,10 @@ impl Rig {
     }
 
     /// The vm that was made for this attempt of a job.
-    async fn made(&self, job: u64, attempt: u32) -> VmId {
-        let made = async || self.attempt(job, attempt).await.is_some_and(|job| job.made.is_some());
+    async fn created_vm(&self, job: u64, attempt: u32) -> VmId {
+        let made = async || self.attempt(job, attempt).await.is_some_and(|job| job.created_vm.is_some());
         self.gitea.until("a vm for the job", made).await;
-        self.attempt(job, attempt).await.unwrap().made.unwrap()
+        self.attempt(job, attempt).await.unwrap().created_vm.unwrap()
     }
 
     /// The guest boots, its runner connects, and Mayfly hears of it from Gitea alone.

@@ -6,7 +6,7 @@ use super::*;
 async fn the_guest_gets_the_credentials_of_one_runner_and_no_registration_token() {
     let rig = Rig::with_webhook(1).await;
     let job = rig.gitea.job(&[LABEL]).await.job;
-    let id = rig.made(job, 1).await;
+    let id = rig.created_vm(job, 1).await;
     let given = rig.given.to(id).await;
     let file: Value = serde_json::from_str(&given).unwrap();
     let vm = rig.host.until(id, |vm| vm.registered.is_some()).await;
@@ -31,7 +31,7 @@ async fn a_runner_whose_registration_was_lost_is_removed() {
     let rig = Rig::with_webhook(1).await;
     rig.gitea.fault("RunnerService/Register", json!("lose_reply")).await;
     let job = rig.gitea.job(&[LABEL]).await.job;
-    let id = rig.made(job, 1).await;
+    let id = rig.created_vm(job, 1).await;
     let program = rig.idle(id).await;
     let rows = rig.gitea.runners().await;
     let live: Vec<u64> = rows.iter().map(|row| row["id"].as_u64().unwrap()).collect();

@@ -28,7 +28,7 @@ async fn equal_ids_of_two_sources_are_different_jobs() {
     assert_eq!(rig.gitea.job(&[LABEL]).await.job, id);
 
     let of = async |source: SourceName| rig.all_jobs().await.into_iter().find(|job| job.record.source == source);
-    let made = async |source: SourceName| of(source).await.and_then(|job| job.made);
+    let made = async |source: SourceName| of(source).await.and_then(|job| job.created_vm);
     let two = async || made(forge()).await.is_some() && made(SourceName::github()).await.is_some();
     rig.gitea.until("two vms", two).await;
     let (at_gitea, at_github) = (made(forge()).await.unwrap(), made(SourceName::github()).await.unwrap());

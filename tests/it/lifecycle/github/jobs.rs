@@ -78,9 +78,10 @@ impl Rig {
     }
 
     /// The vm that was made for this job.
-    async fn made(&self, job: u64) -> VmId {
-        self.until("a vm for the job", async || self.known(job).await.is_some_and(|job| job.made.is_some())).await;
-        self.known(job).await.unwrap().made.unwrap()
+    async fn created_vm(&self, job: u64) -> VmId {
+        self.until("a vm for the job", async || self.known(job).await.is_some_and(|job| job.created_vm.is_some()))
+            .await;
+        self.known(job).await.unwrap().created_vm.unwrap()
     }
 
     /// The runner works, and GitHub has its result.
@@ -96,7 +97,7 @@ impl Rig {
 }
 
 async fn one_life(rig: &Rig, job: u64) -> VmId {
-    let id = rig.made(job).await;
+    let id = rig.created_vm(job).await;
     let (_, jit) = rig.idle(id).await;
     rig.dispatch().await;
     let vm = rig.host.until(id, |vm| vm.runner_status == RunnerStatus::Busy).await;
@@ -177,7 +178,7 @@ async fn webhooks_that_come_twice_and_in_any_order_make_no_difference() {
     let jobs = [rig.queue(&[LABEL]).await, rig.queue(&[LABEL, "SELF-HOSTED"]).await, rig.queue(&[LABEL]).await];
     let mut vms = Vec::new();
     for job in jobs {
-        vms.push(rig.made(job).await);
+        vms.push(rig.created_vm(job).await);
     }
     // From here on everything is told late and in any order: begun, completed, both of three jobs.
     let mut jits = Vec::new();
@@ -212,10 +213,10 @@ async fn webhooks_that_come_twice_and_in_any_order_make_no_difference() {
 async fn a_job_that_is_cancelled_while_its_vm_waits_frees_it() {
     let rig = Rig::with_pool(1, 10, NEVER).await;
     let first = rig.queue(&[LABEL]).await;
-    let busy = rig.made(first).await;
+    let busy = rig.created_vm(first).await;
     rig.idle(busy).await;
     let second = rig.queue(&[LABEL]).await;
-    let queued = rig.made(second).await;
+    let queued = rig.created_vm(second).await;
     assert_eq!(rig.host.vm(queued).await.state, State::Queued);
     rig.github.tell("cancel", json!({"job": second})).await;
     let vm = rig.host.until_state(queued, State::Deleted).await;
@@ -232,15 +233,15 @@ async fn what_no_pool_wants_is_remembered_and_left_alone() {
     let rig = Rig::with_pool(1, 10, NEVER).await;
     let other = rig.queue(&[LABEL, "gpu"]).await;
     let mine = rig.queue(&[LABEL]).await;
-    rig.made(mine).await;
+    rig.created_vm(mine).await;
     rig.until("the other is heard of", async || rig.known(other).await.is_some()).await;
     let other = rig.known(other).await.unwrap();
-    assert_eq!((other.pool, other.made), (None, None));
+    assert_eq!((other.pool, other.created_vm), (None, None));
     assert_eq!(rig.vms().await.len(), 1);
     // Until there is a pool for it.
     let wider = Pool { name: "gpus".into(), labels: vec![LABEL.into(), "gpu".into()], ..pool(1) };
     rig.host.services().pools.set(wider).await.unwrap();
-    let id = rig.made(other.record.id.number().unwrap()).await;
+    let id = rig.created_vm(other.record.id.number().unwrap()).await;
     assert_eq!(rig.host.vm(id).await.spec.pool.as_deref(), Some("gpus"));
 }
 
@@ -254,8 +255,8 @@ async fn a_vm_that_takes_another_job_is_replaced_and_the_pool_keeps_its_limit() 
         rig.until(&format!("the {n} is heard of"), async || rig.known(job).await.is_some()).await;
         jobs.push(job);
     }
-    let (first, second) = (rig.made(jobs[0]).await, rig.made(jobs[1]).await);
-    assert_eq!(rig.known(jobs[2]).await.unwrap().made, None, "two at once");
+    let (first, second) = (rig.created_vm(jobs[0]).await, rig.created_vm(jobs[1]).await);
+    assert_eq!(rig.known(jobs[2]).await.unwrap().created_vm, None, "two at once");
     let (_, jit) = rig.idle(second).await;
     rig.dispatch().await;
     rig.host.until(second, |vm| !vm.jobs.is_empty()).await;
@@ -277,12 +278,12 @@ async fn a_vm_that_takes_another_job_is_replaced_and_the_pool_keeps_its_limit() 
 async fn a_vm_whose_runner_was_given_an_unknown_job_is_not_there_for_the_waiting_one() {
     let rig = Rig::with_pool(2, 10, NEVER).await;
     let job = rig.queue(&[LABEL]).await;
-    let taken = rig.made(job).await;
+    let taken = rig.created_vm(job).await;
     let (vm, _) = rig.idle(taken).await;
     let runner = vm.registered.unwrap().runner_id.unwrap().number().unwrap();
     rig.github.tell(&format!("runner/{runner}"), json!({"busy": true})).await;
     rig.until("another vm for the job", async || {
-        rig.known(job).await.is_some_and(|job| job.made.is_some_and(|made| made != taken))
+        rig.known(job).await.is_some_and(|job| job.created_vm.is_some_and(|made| made != taken))
     })
     .await;
     let known = rig.known(job).await.unwrap();
@@ -295,7 +296,7 @@ async fn a_vm_whose_runner_was_given_an_unknown_job_is_not_there_for_the_waiting
 async fn a_vm_whose_job_was_not_reported_gets_no_second_vm() {
     let rig = Rig::with_pool(2, 10, NEVER).await;
     let job = rig.queue(&[LABEL]).await;
-    let id = rig.made(job).await;
+    let id = rig.created_vm(job).await;
     let (_, jit) = rig.idle(id).await;
     rig.github.tell("hook", json!({"drop": 1000})).await;
     rig.dispatch().await;
@@ -335,7 +336,7 @@ impl Rig {
 async fn one_answer_that_there_is_no_such_job_is_not_believed_and_later_news_count_more() {
     let rig = Rig::with_pool(1, 10, Duration::from_millis(300)).await;
     let job = rig.queue(&[LABEL]).await;
-    let id = rig.made(job).await;
+    let id = rig.created_vm(job).await;
     rig.idle(id).await;
     rig.deny(job, 1).await;
     rig.asked(&format!("actions/jobs/{job}"), 2).await;
@@ -356,7 +357,7 @@ async fn one_answer_that_there_is_no_such_job_is_not_believed_and_later_news_cou
     // It is there after all.
     rig.github.tell("calm", json!({})).await;
     rig.until("another vm for the job", async || {
-        rig.known(job).await.is_some_and(|job| job.waits() && job.made.is_some_and(|made| made != id))
+        rig.known(job).await.is_some_and(|job| job.waits() && job.created_vm.is_some_and(|made| made != id))
     })
     .await;
     assert_eq!((listed(JobStatus::Queued).await, listed(JobStatus::Completed).await), (1, 0));
@@ -373,7 +374,7 @@ async fn one_answer_that_there_is_no_such_runner_is_not_believed() {
     rig.github.tell("faults", json!([{"method": "GET", "path": path, "times": 1, "then": missing}])).await;
     rig.asked(&path, 4).await;
     let vm = rig.host.vm(id).await;
-    assert_eq!((vm.state, vm.done, vm.runner_status), (State::Running, None, RunnerStatus::Idle));
+    assert_eq!((vm.state, vm.end_proof, vm.runner_status), (State::Running, None, RunnerStatus::Idle));
     rig.github.tell("faults", json!([{"method": "GET", "path": path, "times": 2, "then": missing}])).await;
     let vm = rig.host.until_state(id, State::Deleted).await;
     assert_eq!(vm.end_signal, Some(EndSignal::RunnerGone));
@@ -408,7 +409,7 @@ async fn a_restart_at_any_point_changes_nothing() {
     let mut rig = Rig::with_pool(1, 10, Duration::from_millis(200)).await;
     let job = rig.queue(&[LABEL]).await;
     rig.host.restart().await;
-    let id = rig.made(job).await;
+    let id = rig.created_vm(job).await;
     rig.host.restart().await;
     let (_, jit) = rig.idle(id).await;
     rig.host.crash().await;
@@ -459,7 +460,7 @@ async fn a_job_that_another_runner_finishes_ends_that_runners_vm_alone() {
     let rig = Rig::with_pool(2, 10, NEVER).await;
     let mut vms = Vec::new();
     for job in [rig.queue(&[LABEL]).await, rig.queue(&[LABEL]).await] {
-        let id = rig.made(job).await;
+        let id = rig.created_vm(job).await;
         vms.push((id, rig.idle(id).await.0.registered.unwrap().name));
     }
     let [(first, its_runner), (second, other_runner)] = vms.try_into().unwrap();
@@ -467,13 +468,13 @@ async fn a_job_that_another_runner_finishes_ends_that_runners_vm_alone() {
     rig.host.until(first, |vm| vm.jobs.len() == 1).await;
     delivered(&rig, "acme/app", "in_progress", 1, &other_runner).await;
     delivered(&rig, "acme/app", "completed", 1, &other_runner).await;
-    let done = rig.host.until(second, |vm| vm.done.is_some()).await;
+    let done = rig.host.until(second, |vm| vm.end_proof.is_some()).await;
     assert_eq!(done.jobs[0].conclusion.as_deref(), Some("success"));
     // Told late, and of nobody here.
     delivered(&rig, "acme/app", "in_progress", 1, &its_runner).await;
     delivered(&rig, "acme/app", "completed", 2, "somebody-elses-1").await;
     rig.until("all of it is worked", async || rig.known(2).await.is_some()).await;
     let vm = rig.host.vm(first).await;
-    assert_eq!((vm.done, vm.state), (None, State::Running));
+    assert_eq!((vm.end_proof, vm.state), (None, State::Running));
     assert_eq!(rig.known(1).await.unwrap().vm, Some(second));
 }

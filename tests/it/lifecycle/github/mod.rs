@@ -1,4 +1,4 @@
-//! Vms whose runner is GitHub's: a double of GitHub in a process of its own, and guests that are played by the test.
+//! Vms whose runner is GitHub's: a double of GitHub in a process of its own, and guests that are simulated by the test.
 
 use std::{sync::Arc, time::Duration};
 

@@ -30,7 +30,7 @@ async fn github_leads_a_vm_through_its_life() {
     }
     let vm = rig.host.until_state(id, State::Deleted).await;
     assert_eq!((vm.end_signal, vm.outcome.unwrap().result), (Some(EndSignal::RunnerGone), OutcomeResult::Completed));
-    assert_eq!(vm.done.unwrap().0, EndProof::RunnerGone);
+    assert_eq!(vm.end_proof.unwrap().0, EndProof::RunnerGone);
     assert_eq!(rig.conclusion(job).await, "success");
     rig.assert_clean(&[id]).await;
 }

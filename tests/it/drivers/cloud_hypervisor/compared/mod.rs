@@ -101,7 +101,7 @@ fn summary(transcript: &Transcript) -> String {
     )
 }
 
-/// The double leaves out members of the vm's configuration that are not played; what it says is what the program says.
+/// The double leaves out members of the vm's configuration that are not simulated; what it says is what the program says.
 #[test]
 fn the_double_says_what_the_program_was_recorded_to_say() {
     let found = cases::all(&double());

@@ -1,4 +1,4 @@
-//! A machine played from a directory. See `fixtures/README.md`.
+//! A machine simulated from a directory. See `fixtures/README.md`.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -57,7 +57,7 @@ struct Volume {
     file_system: String,
 }
 
-pub struct Played {
+pub struct SimulatedMachine {
     machine: Machine,
     files: PathBuf,
     answers: BTreeMap<String, Probed<Ran>>,
@@ -69,8 +69,8 @@ pub fn answer(code: i32, stdout: &str) -> Probed<Ran> {
     Ok(Ran { code: Some(code), stdout: stdout.to_owned(), stderr: String::new() })
 }
 
-impl Played {
-    pub fn load(name: &str) -> Played {
+impl SimulatedMachine {
+    pub fn load(name: &str) -> SimulatedMachine {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/doctor/fixtures").join(name);
         let text =
             |text: String| text.replace("ARCH", std::env::consts::ARCH).replace("VERSION", env!("CARGO_PKG_VERSION"));
@@ -83,7 +83,13 @@ impl Played {
                 parse(&fs::read_to_string(&path).unwrap()).unwrap_or_else(|| panic!("{}", path.display()));
             assert!(answers.insert(text(command), answer).is_none(), "{}: the same command again", path.display());
         }
-        Played { machine, files: dir.join("files"), answers, forbidden: BTreeSet::new(), run: Mutex::default() }
+        SimulatedMachine {
+            machine,
+            files: dir.join("files"),
+            answers,
+            forbidden: BTreeSet::new(),
+            run: Mutex::default(),
+        }
     }
 
     pub fn data_dir(&self) -> PathBuf {
@@ -149,7 +155,7 @@ fn parse(text: &str) -> Option<(String, Probed<Ran>)> {
 }
 
 #[async_trait]
-impl HostProbe for Played {
+impl HostProbe for SimulatedMachine {
     fn system(&self) -> System {
         match self.machine.system.as_str() {
             "macos" => System::Macos,

@@ -27,7 +27,7 @@ pub enum Address {
 }
 
 /// With two slots, and this SSH port in every guest.
-pub async fn played(ssh: Endpoint, address: Address) -> Api {
+pub async fn service_with_vms(ssh: Endpoint, address: Address) -> Api {
     let world = FakeWorld::new();
     if address == Address::Early {
         world.behave(Behaviour { ssh: Some(ssh.clone()), ..Behaviour::default() });

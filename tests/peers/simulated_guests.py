@@ -1,4 +1,4 @@
-"""Guests of a played hypervisor: they report what the wrapper in a real guest reports.
+"""Guests of a simulated hypervisor: they report what the wrapper in a real guest reports.
 
 What a guest needs to report is its token, which the service gives to the client that creates the vm. So there is a proxy
 between client and service, which passes everything on unchanged and reads the tokens.
@@ -14,10 +14,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from peer import request, say
 
 
-class PlayedGuests:
+class SimulatedGuests:
     def __init__(self, mayfly, github):
         self.mayfly, self.github = mayfly, github
-        self.tokens, self.played = {}, {}
+        self.tokens, self.simulated = {}, {}
         # Nothing boots while this is set.
         self.hold = threading.Event()
         # What becomes of a guest that is up: "ends" with its job, "hangs" after it, or is "silent" and never registers.
@@ -88,8 +88,8 @@ class PlayedGuests:
                 continue
             for vm in booting:
                 key = (vm["id"], vm["attempt"])
-                if vm["id"] in self.tokens and key not in self.played:
-                    self.played[key] = True
+                if vm["id"] in self.tokens and key not in self.simulated:
+                    self.simulated[key] = True
                     threading.Thread(target=self.live, args=(vm, key), daemon=True).start()
 
     def live(self, vm, key):
@@ -102,7 +102,7 @@ class PlayedGuests:
             self.report(vm, {"type": "guest_configured", "attempt": vm["attempt"], "separate_users": True})
         except AssertionError as error:
             say("a guest was given up:", str(error)[:200])
-            self.played.pop(key, None)
+            self.simulated.pop(key, None)
             return
         course = self.choose(name)
         if course == "silent" or not self.github.register(name):
