@@ -243,15 +243,18 @@ def mayfly_turnaround(count, binary):
 def turnaround(quick, beside):
     count, rounds = (4, 1) if quick else (20, int(os.environ.get("BENCH_ROUNDS", "3")))
     mayfly, old, hooked, bare = [], [], [], []
+    # Measured in turns, so that other load of the machine affects all of them equally.
     for n in range(rounds):
-        # Measured in turns, so that other load of the machine affects all of them equally.
-        hooked.append(Loop(True).run(count))
-        mayfly.append(mayfly_turnaround(count, BINARY))
         if beside:
+            mayfly.append(mayfly_turnaround(count, BINARY))
             old.append(mayfly_turnaround(count, beside))
-        bare.append(Loop(False).run(count))
-        print(f"round {n + 1}: mayfly {mayfly[-1]:.1f} s, loop {hooked[-1]:.1f} s, loop without hooks {bare[-1]:.1f} s"
-              f"{f', the other build {old[-1]:.1f} s' if beside else ''}", flush=True)
+            print(f"round {n + 1}: mayfly {mayfly[-1]:.1f} s, the other build {old[-1]:.1f} s", flush=True)
+        else:
+            hooked.append(Loop(True).run(count))
+            mayfly.append(mayfly_turnaround(count, BINARY))
+            bare.append(Loop(False).run(count))
+            print(f"round {n + 1}: mayfly {mayfly[-1]:.1f} s, loop {hooked[-1]:.1f} s, loop without hooks {bare[-1]:.1f} s",
+                  flush=True)
     if beside:
         return report_beside("turnaround", "s", {f"{count} jobs on 2 slots": (mayfly, old)})
     ratio = statistics.median(mayfly) / statistics.median(hooked)
