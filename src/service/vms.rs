@@ -67,7 +67,9 @@ impl Vms {
         if vm.queue.as_ref().is_none_or(|queue| queue.reason != QueueReason::Slot) {
             return Ok(0);
         }
-        Ok(self.reader.count_by_state().await?.get(&State::Kept).copied().unwrap_or_default())
+        // There are as many leases as slots, and there may be many thousand live vms.
+        let leases = self.reader.lease_holders().await?;
+        Ok(leases.iter().filter(|lease| lease.state == State::Kept).count() as i64)
     }
 
     /// Progress of the image that the vm waits for. `None`: it does not wait for one, or nothing is known yet.
