@@ -75,7 +75,7 @@ impl Root {
             size_bytes += metadata.blocks() * 512;
         }
         let created = fs::metadata(&path).and_then(|m| m.modified()).map_err(Error::internal)?;
-        let own = self.own_settings(digest, &manifest);
+        let own = self.own_settings(digest, &manifest)?;
         let file = |part: Part| manifest.files.contains_key(part.name()).then(|| place.join(part.name()));
         Ok(Template {
             name: name.to_owned(),

@@ -26,7 +26,10 @@ use crate::{
         template_settings::{OwnSettings, SettingsChange},
         version::{Damage, Pin, VersionStatus},
     },
-    platform::{clock, files::sync_dir},
+    platform::{
+        clock,
+        files::{self, sync_dir},
+    },
     templates::manifest::{self, TemplateManifest},
 };
 
@@ -160,13 +163,13 @@ impl Root {
         let _turn = self.lock().map_err(storage)?;
         let digest = self.get(wanted)?.digest;
         let manifest = self.manifest(&digest).map_err(Error::internal)?;
-        let own = change.apply_to(self.own_settings(&digest, &manifest))?;
+        let own = change.apply_to(self.own_settings(&digest, &manifest)?)?;
         self.note(&self.place(&digest)?, SETTINGS, &own).map_err(storage)?;
         Ok(digest)
     }
 
-    pub(super) fn own_settings(&self, digest: &str, manifest: &TemplateManifest) -> OwnSettings {
-        match self.noted(digest, SETTINGS) {
+    pub(super) fn own_settings(&self, digest: &str, manifest: &TemplateManifest) -> Result<OwnSettings> {
+        Ok(match self.noted_unless_short(digest, SETTINGS).map_err(Error::internal)? {
             Some(Some(own)) => own,
             noted => {
                 if noted.is_some() {
@@ -183,7 +186,7 @@ impl Root {
                     budgets: manifest.budgets.clone(),
                 }
             }
-        }
+        })
     }
 
     pub(super) fn pinned(&self, digest: &str) -> Option<Pin> {
@@ -244,11 +247,20 @@ impl Root {
 
     /// `None`: the file does not exist. `Some(None)`: it cannot be read.
     fn noted<T: DeserializeOwned>(&self, digest: &str, name: &str) -> Option<Option<T>> {
-        let path = self.place(digest).ok()?.join(name);
-        match fs::metadata(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-            Ok(m) if m.len() <= LONGEST => Some(fs::read(&path).ok().and_then(|b| serde_json::from_slice(&b).ok())),
-            _ => Some(None),
+        self.noted_unless_short(digest, name).unwrap_or(Some(None))
+    }
+
+    /// The same. A shortage of the system, such as of descriptors, says nothing about the file and is an error.
+    fn noted_unless_short<T: DeserializeOwned>(&self, digest: &str, name: &str) -> io::Result<Option<Option<T>>> {
+        let Ok(place) = self.place(digest) else { return Ok(None) };
+        let path = place.join(name);
+        let read =
+            fs::metadata(&path).and_then(|m| if m.len() <= LONGEST { fs::read(&path).map(Some) } else { Ok(None) });
+        match read {
+            Ok(bytes) => Ok(Some(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) if files::is_shortage(&error) => Err(error),
+            Err(_) => Ok(Some(None)),
         }
     }
 }

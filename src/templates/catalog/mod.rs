@@ -266,7 +266,7 @@ impl Root {
             None => None,
         };
         let mut published = false;
-        if self.sound(digest, shown).is_err() {
+        if self.sound_if_present(digest, shown)?.is_none() {
             if place.exists() {
                 // Damaged on disk: it is replaced. Its digest is the same, so its users lose nothing.
                 self.carry_over(&place, staged).map_err(storage)?;

@@ -123,12 +123,15 @@ impl Root {
                     ));
                 }
                 if let Err(error) = self.sound(to, name) {
+                    if error.code == Code::Internal {
+                        return Err(error);
+                    }
                     return refuse(format!("the version {to} cannot be gone back to: {}", error.detail));
                 }
                 to.to_owned()
             }
-            None => match history.before.iter().find(|t| self.sound(&t.digest, name).is_ok()) {
-                Some(target) => target.digest.clone(),
+            None => match self.newest_sound(&history, name)? {
+                Some(digest) => digest,
                 None if history.before.is_empty() => {
                     return refuse(format!("the name {name} has not pointed at anything else"));
                 }
@@ -147,6 +150,25 @@ impl Root {
             Some(damage) => Err(super::marks::damaged(name, digest, &damage)),
             None => Ok(template),
         }
+    }
+
+    /// `None`: it is absent or damaged. An error of the system shows neither.
+    pub(super) fn sound_if_present(&self, digest: &str, name: &str) -> Result<Option<Template>> {
+        match self.sound(digest, name) {
+            Ok(template) => Ok(Some(template)),
+            Err(error) if error.code == Code::Internal => Err(error),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// The version that the name pointed at most recently and that can be used.
+    fn newest_sound(&self, history: &History, name: &str) -> Result<Option<String>> {
+        for target in &history.before {
+            if self.sound_if_present(&target.digest, name)?.is_some() {
+                return Ok(Some(target.digest.clone()));
+            }
+        }
+        Ok(None)
     }
 
     pub(super) fn history(&self, name: &str) -> io::Result<Option<History>> {

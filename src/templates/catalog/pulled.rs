@@ -212,7 +212,7 @@ impl Root {
             }
             let (origin, settings) = (manifest.image.clone(), manifest.settings.clone());
             if describe(&asked, checked, manifest.disk_virtual_bytes, origin, settings, files) != manifest
-                || self.sound(&digest, &digest).is_err()
+                || self.sound_if_present(&digest, &digest)?.is_none()
             {
                 continue;
             }
@@ -220,7 +220,8 @@ impl Root {
             if let Some(name) = &new.name {
                 self.may_name(name, &digest, Some(image))?;
             }
-            let Ok(template) = self.sound(&digest, new.name.as_ref().unwrap_or(&digest)) else { continue };
+            let shown = new.name.as_ref().unwrap_or(&digest);
+            let Some(template) = self.sound_if_present(&digest, shown)? else { continue };
             if let Some(name) = &new.name {
                 let Origin { repository, digest: of } = image;
                 self.point(name, &digest, &format!("pulled {repository}@{of}")).map_err(storage)?;
@@ -239,7 +240,7 @@ impl Root {
             }
             let name = names.iter().find(|(_, d)| **d == digest).map_or(&digest, |(name, _)| name);
             // A damaged one counts as absent.
-            if let Ok(template) = self.sound(&digest, name)
+            if let Some(template) = self.sound_if_present(&digest, name)?
                 && newest.as_ref().is_none_or(|n| n.created_at < template.created_at)
             {
                 newest = Some(template);
