@@ -120,7 +120,10 @@ impl Pools {
     pub async fn set(&self, pool: Pool) -> Result<bool> {
         self.own(&pool.name)?;
         pool.check()?;
-        self.pool_fits(&pool).await?;
+        // A pool that no longer fits must still be possible to stop.
+        if pool.enabled {
+            self.pool_fits(&pool).await?;
+        }
         let (name, template) = (pool.name.clone(), pool.template.clone());
         let new = self.ledger.put_pool(pool, self.clock.now()).await?;
         self.faults.clear(&name);

@@ -433,4 +433,14 @@ async fn the_command_line_disables_a_pool_and_keeps_its_settings() {
         }
         assert_eq!(seen, expected, "{verb}");
     }
+
+    // A pool whose template is gone can be stopped, and not be started again.
+    assert_eq!(serve.send(Method::DELETE, "/templates/micro", None).await.0, 204);
+    for (verb, succeeds) in [("disable", true), ("enable", false)] {
+        let mut mayfly = tokio::process::Command::new(env!("CARGO_BIN_EXE_mayfly"));
+        let mayfly = mayfly.env_clear().arg("--data-dir").arg(&serve.dir).args(["pool", verb, "linux"]);
+        let done = mayfly.output().await.unwrap();
+        assert_eq!(done.status.success(), succeeds, "{verb}: {}", String::from_utf8_lossy(&done.stderr));
+        assert_eq!(serve.get("/pools/linux").await["enabled"], false);
+    }
 }
