@@ -1,6 +1,6 @@
 //! A SQLite database: its file, its connections and its disk space. It knows no table but `store_state`.
 //!
-//! Many readers, one writer. ReadPool are read-only connections that see the last commit. The writer is a separate
+//! Many readers, one writer. Readers are read-only connections that see the last commit. The writer is a separate
 //! task, so that a cancelled request never interrupts a write, and nothing waits for a lock. Writes that arrive
 //! during a commit share the next one. A write is answered only after it is on disk (WAL, synchronous=FULL).
 //!
@@ -170,7 +170,7 @@ pub async fn open(path: &Path, migrations: &Migrator, reserve: ReserveFile) -> R
 /// Checks whether the database can be used, changes nothing if not, and migrates it.
 async fn prepare(connection: &mut SqliteConnection, migrations: &Migrator, shown: &str) -> Result<(), OpenError> {
     let explain = |error: sqlx::Error| explain_open(shown, error);
-    // ReadPool do not need another program's lock, but a service that can read and not write is worse than none.
+    // Readers do not need another program's lock, but a service that can read and not write is worse than none.
     connection.begin_with("BEGIN IMMEDIATE").await.map_err(&explain)?.rollback().await.map_err(&explain)?;
     migrations.run(&mut *connection).await.map_err(|error| match error {
         MigrateError::VersionMissing(_) | MigrateError::VersionMismatch(_) => {
@@ -211,9 +211,15 @@ async fn reader_pool(path: &Path) -> sqlx::Result<SqlitePool> {
 /// An error while the database is opened.
 pub fn explain_open(path: &str, error: sqlx::Error) -> OpenError {
     let path = path.to_owned();
+    // The pool of readers explains damage in its own words.
+    if let sqlx::Error::AnyDriverError(fault) = &error
+        && let Some(DatabaseFault { kind: FaultKind::Damaged, detail }) = fault.downcast_ref()
+    {
+        return OpenError::Corrupt { path, cause: detail.to_string() };
+    }
     let cause = error.to_string();
     let code = error.as_database_error().and_then(|e| e.code()).and_then(|c| c.parse::<i32>().ok());
-    // SQLite's primary result codes are the low byte: 5 BUSY_TIMEOUT, 6 LOCKED, 11 CORRUPT, 26 NOTADB.
+    // SQLite's primary result codes are the low byte: 5 BUSY, 6 LOCKED, 11 CORRUPT, 26 NOTADB.
     match code.map(|c| c & 0xff) {
         Some(5 | 6) => OpenError::Locked { path },
         Some(11 | 26) => OpenError::Corrupt { path, cause },

@@ -2,7 +2,7 @@
 //!
 //! On a full disk the service must still be able to record that a vm has ended or that a pull was cancelled, because
 //! that is how space becomes free. Before a commit that might not fit any more, a part of the file is given up. Only a
-//! part, because other programs may take what becomes free. From then on new work is refused ([`DatabaseHealth::low`]),
+//! part, because other programs may take what becomes free. From then on new work is refused ([`DatabaseHealth::space_fault`]),
 //! until there is enough space for the whole file again.
 
 use std::{

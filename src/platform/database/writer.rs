@@ -404,7 +404,7 @@ impl Task {
             }
             Err(error) => {
                 self.suspect |= classify(&error) == ErrorClass::Io;
-                // Closing rolls the transaction back. ReadPool have the log open, so nothing else happens.
+                // Closing rolls the transaction back. Readers have the log open, so nothing else happens.
                 let _ = timeout(OPEN_WITHIN, connection.close()).await;
                 if classify(&error) == ErrorClass::Full {
                     self.reserve.disk_was_full().await;
