@@ -208,8 +208,9 @@ fn bridged_guests(section: &str, given: &mut GivenSettings) {
         given.refuse(
             &format!("{section}.network"),
             format!(
-                "bridged guests reach this host at an address of the local network: set it as `guest.advertise_url`, such as \
-                 \"http://192.0.2.10:{GUEST_PORT}\""
+                "bridged guests reach this host at an address of the local network, such as 192.0.2.10: set it as \
+                 `{section}.gateway`; or, if all drivers' guests reach it there, set it as `guest.advertise_url` \
+                 (\"http://192.0.2.10:{GUEST_PORT}\")"
             ),
         );
     }
