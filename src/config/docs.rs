@@ -21,8 +21,11 @@ Each setting is taken from the first of these places that has it:
 3. the file `mayfly.toml` in the data directory, which is optional;
 4. the default.
 
-An unknown key, section or `MAYFLY_…__…` variable stops the service at its start; the error shows its place and the nearest
-known name. `mayfly serve --check` reads and checks the whole configuration and starts nothing.
+An unknown key, section or `MAYFLY_…__…` variable stops the service at its start; the error shows its place, and a known
+name if one is similar. Settings are read at the start only: after a change, run `mayfly serve --check`, which checks the whole
+configuration and starts nothing, then restart the service (`sudo systemctl restart mayfly`; on a Mac `launchctl kickstart -k
+gui/$(id -u)/dev.mayfly.agent`). The data directory of the package and of the systemd unit is `/var/lib/mayfly`; check as its
+user: `sudo -u mayfly mayfly serve --check --data-dir /var/lib/mayfly`. The header of a table may stand in the file only once.
 Relative paths are relative to the data directory.
 
 ```toml

@@ -21,11 +21,12 @@ section! {
         max_body_bytes: u64 = 1024 * 1024, in 1024..=64 << 20;
         /// Longest time for one request, in seconds (1 to 3600). Long polls and streams have their own limits.
         request_timeout_seconds: u32 = 30, in 1..=3600;
-        /// Requests handled at once (1 to 65536); more are refused with 503. One token may use half of them, one
-        /// address without a token a quarter. A quarter of them may be receiving their body.
+        /// Requests handled at once (1 to 65536); further ones are refused with 503. Of this number, one token may use at
+        /// most a half, and one address without a token at most a quarter. In at most a quarter, the body may still be
+        /// arriving.
         max_concurrent_requests: u32 = 1024, in 1..=65_536;
-        /// Open connections per listener (16 to 65536). At the limit, the client with most connections loses its oldest
-        /// one without a request.
+        /// Open connections per listener (16 to 65536). At the limit, a new connection closes another one: of the client
+        /// with most connections, the one that has been without a request for the longest time.
         max_connections: u32 = 4096, in 16..=65_536;
         /// Memory per listener for the bodies of requests, in bytes (33554432 to 4294967296). At the limit, the sender
         /// with most bytes loses its oldest unfinished request, with 503.

@@ -68,7 +68,7 @@ pub(in crate::cli) struct Import {
     /// Default memory of vms, in MiB [default: that of the source]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(32..))]
     memory_mib: Option<u32>,
-    /// How guests are provisioned [default: agent for macOS layouts, else seed]
+    /// How guests are provisioned [default: agent with the driver tart, ssh with macosvm, else seed]
     #[arg(long, value_parser = ["seed", "ssh", "agent"])]
     handover: Option<String>,
     /// User that runs the runner in the guest [default: admin for macOS layouts, else runner]
