@@ -120,7 +120,7 @@ impl Pools {
     pub async fn set(&self, pool: Pool) -> Result<bool> {
         self.own(&pool.name)?;
         pool.check()?;
-        // A pool that no longer fits must still be possible to stop.
+        // Disabling a pool must not fail because its template is gone or too large now.
         if pool.enabled {
             self.pool_fits(&pool).await?;
         }

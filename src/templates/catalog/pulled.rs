@@ -16,7 +16,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{Catalog, Root, describe, storage, take_in, write_synced};
+use super::{Catalog, Root, describe, load::ManifestFault, storage, take_in, write_synced};
 use crate::{
     domain::{Code, Error, Result, Template},
     platform::{
@@ -176,10 +176,14 @@ impl Root {
         for entry in fs::read_dir(&self.dir)? {
             let name = entry?.file_name();
             let Some(digest) = name.to_str().map(|n| n.replacen("sha256-", "sha256:", 1)) else { continue };
-            if manifest::directory(&digest).is_some()
-                && let Ok(manifest) = self.manifest(&digest)
-            {
-                published.push((digest, manifest));
+            if manifest::directory(&digest).is_none() {
+                continue;
+            }
+            match self.manifest(&digest).map_err(ManifestFault::shortage) {
+                Ok(manifest) => published.push((digest, manifest)),
+                Err(Ok(shortage)) => return Err(shortage),
+                // Damaged: it counts as absent.
+                Err(Err(_)) => {}
             }
         }
         Ok(published)
