@@ -11,6 +11,7 @@ import http.server
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import signal
 import socket
@@ -19,8 +20,8 @@ import threading
 import time
 
 from support import (
-    BUILDKITE_JOB, BUILDKITE_TOKEN, GITEA_REGISTRATION, HOOKS, JOB_TOKEN, REGISTRATION, TOKEN, VM_ID, Failed, Workspace, buildkite_files, check, gitea_files, github_files,
-    kit_files, main, ready_file, write_kit, write_program,
+    BUILDKITE_JOB, BUILDKITE_TOKEN, GITEA_REGISTRATION, HOOKS, JOB_TOKEN, REGISTRATION, TOKEN, VM_ID, Failed, Workspace,
+    buildkite_files, check, files_with, gitea_files, github_files, kit_files, main, ready_file, write_kit, write_program,
 )
 
 SHELLS = {
@@ -788,8 +789,8 @@ def github_registration_fetched():
             del files["registration"]
             kit = lives(shell, files, w)
             w.api.wait("runner_online", 40)
-            found = subprocess.run(["grep", "-rl", "--exclude=job.log", REGISTRATION, str(w.dir)], stdout=subprocess.PIPE, timeout=60)
-            check(found.stdout == b"", found.stdout)
+            found = files_with([REGISTRATION], w.dir)
+            check(not found, found)
             for entry in pathlib.Path("/proc").iterdir():
                 try:
                     argv, environment = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
@@ -838,11 +839,14 @@ def as_another_user():
             kit = lives(shell, files, w)
             configured = w.api.wait("runner_online", 40) and w.api.wait("guest_configured", 1)
             check(configured["json"]["separate_users"] is True, configured["json"])
-            reads = ("cat {0}/registration {0}/run/job/registration {0}/wrapper.curlrc; "
-                     "grep -rlE --exclude=job.log '{1}|{2}' {0}").format(kit, REGISTRATION, TOKEN)
+            reads = shlex.join(["cat", *(str(kit / name) for name in ("registration", "run/job/registration", "wrapper.curlrc"))])
             seen = subprocess.run(["su", "-s", "/bin/sh", "nobody", "-c", reads], stdout=subprocess.PIPE,
                                   stderr=subprocess.DEVNULL, timeout=60)
             check(seen.stdout == b"", seen.stdout)
+            found = files_with([REGISTRATION, TOKEN], kit, user="nobody")
+            check(not found, found)
+            found = files_with([REGISTRATION, TOKEN], kit)
+            check(str(kit / "wrapper.curlrc") in found, "root finds only %s" % found)
             (runner / "go").touch()
             w.api.wait("runner_finished", 40)
             check(b"jit=%s token=" % REGISTRATION.encode() in w.api.log(), w.api.log())
@@ -1123,9 +1127,8 @@ def gitea_runner():
                 kit = lives(shell, files, w, clean_env(RUNNER_TRACKING_ID="github_1"))
                 w.api.wait("runner_online", 40)
                 token = json.loads(GITEA_REGISTRATION)["token"]
-                found = subprocess.run(["grep", "-rl", "--exclude=job.log", "--devices=skip", token, str(w.dir)],
-                                       stdout=subprocess.PIPE, timeout=60)
-                check(found.stdout == b"", "%s: %s" % (case, found.stdout))
+                found = files_with([token], w.dir)
+                check(not found, "%s: %s" % (case, found))
                 check(not (kit / "run/job/gitea/.runner").exists(), "%s: the pipe is left" % case)
                 check("job_started" not in w.api.names(), "%s: reported before the job" % case)
                 (runner / "job").touch()
@@ -1248,9 +1251,8 @@ def buildkite_agent():
             w.api.wait("runner_started", 40)
             (agent / "job").touch()
             w.api.wait("job_started", 40)
-            found = subprocess.run(["grep", "-rl", "--devices=skip", BUILDKITE_TOKEN, str(w.dir)],
-                                   stdout=subprocess.PIPE, timeout=60)
-            check(found.stdout == b"", found.stdout)
+            found = files_with([BUILDKITE_TOKEN], w.dir, exclude="")
+            check(not found, found)
             check(not (kit / "run/job/registration").exists(), "the registration is left")
             (agent / "go").touch()
             check(w.api.wait("runner_finished", 40)["json"]["exit_code"] == 0, w.api.log())

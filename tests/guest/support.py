@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -303,6 +304,21 @@ def ready_file(**settings):
     settings = {"interval": 1, "seconds": 2, **settings}
     lines = ["MAYFLY_READY%s=%s\n" % ("" if k == "check" else "_" + k.upper(), quoted(str(v))) for k, v in settings.items()]
     return {"ready.env": (0o600, "".join(lines).encode())}
+
+
+def files_with(secrets, directory, user=None, exclude="job.log"):
+    """The paths of files that contain a secret and that a user may read.
+
+    The secrets go through standard input: tests that run at the same time look for them in the arguments of all
+    processes."""
+    command = ["grep", "-rlF", "--exclude=" + exclude, "--devices=skip", "-f", "-", str(directory)]
+    if user:
+        command = ["su", "-s", "/bin/sh", user, "-c", shlex.join(command)]
+    result = subprocess.run(command, input="\n".join(secrets).encode(), stdout=subprocess.PIPE,
+                            stderr=subprocess.DEVNULL, timeout=60)
+    # 1: no file; 2: also a file that went, or may not be read.
+    check(result.returncode in (0, 1, 2), "grep ended with %s" % result.returncode)
+    return result.stdout.decode().splitlines()
 
 
 def write_program(path, content, mode=0o755):
