@@ -93,7 +93,7 @@ pub fn judge(facts: &NetworkFacts, setup: &DoctorSetup, macos: Option<u32>) -> V
         return Vec::new();
     }
     let drivers = nat_drivers(setup);
-    let local = local_network(facts, setup, &drivers, macos);
+    let local = local_network(facts, setup, macos);
     if drivers.is_empty() {
         const ELSEWHERE: &str = "bridged guests get their addresses from the local network";
         return vec![
@@ -200,7 +200,7 @@ fn gateway(facts: &NetworkFacts, drivers: &[NatDriver<'_>]) -> Finding {
 
 /// The permission itself is shown to no program. What can be seen is whether it is needed, and whether an exception from it is
 /// set where this user may read it; one that root wrote for itself may not be read.
-fn local_network(facts: &NetworkFacts, setup: &DoctorSetup, drivers: &[NatDriver<'_>], macos: Option<u32>) -> Finding {
+fn local_network(facts: &NetworkFacts, setup: &DoctorSetup, macos: Option<u32>) -> Finding {
     match macos {
         Some(..15) => return LOCAL.not_needed("macOS has this permission from 15 on"),
         None => return LOCAL.could_not_look("the version of macOS is not known"),
@@ -214,15 +214,16 @@ fn local_network(facts: &NetworkFacts, setup: &DoctorSetup, drivers: &[NatDriver
     if facts.uid == 0 {
         return LOCAL.ok("not needed by root");
     }
-    // Bridged guests are in the local network, whose range is not known here.
-    let guests = match drivers.first().map(|driver| driver.gateway) {
-        Some(IpAddr::V4(gateway)) => gateway,
-        Some(IpAddr::V6(_)) | None => DEFAULT_GATEWAY,
-    };
     let networks = facts.allowed.iter().flat_map(|text| {
         text.split(|c: char| !(c.is_ascii_digit() || c == '.' || c == '/')).filter(|word| word.contains('/'))
     });
-    if networks.into_iter().any(|network| covers(network, guests)) {
+    let networks: Vec<&str> = networks.collect();
+    let missing: Vec<String> = guest_gateways(setup)
+        .into_iter()
+        .filter(|gateway| !networks.iter().any(|network| covers(network, *gateway)))
+        .map(network_of)
+        .collect();
+    if missing.is_empty() {
         return LOCAL.ok("guests' network is excepted from it");
     }
     LOCAL.warn(
@@ -233,9 +234,24 @@ fn local_network(facts: &NetworkFacts, setup: &DoctorSetup, drivers: &[NatDriver
              reached by their agent, which needs neither:\n    \
              sudo defaults write {LOCAL_DOMAIN} {ALLOWED} -array-add {0}\n    \
              sudo defaults write {LOCAL_DOMAIN} AllowedWiFiLocalNetworkAddresses -array-add {0}",
-            network_of(guests)
+            missing.join(" ")
         ),
     )
+}
+
+/// The gateways of all enabled drivers, in any network mode: bridged guests, too, are in the network of their gateway.
+fn guest_gateways(setup: &DoctorSetup) -> BTreeSet<Ipv4Addr> {
+    let (tart, macosvm) = (&setup.config.drivers.tart, &setup.config.drivers.macosvm);
+    let enabled = [(tart.enabled, tart.gateway), (macosvm.enabled, macosvm.gateway)];
+    let gateways: BTreeSet<Ipv4Addr> = enabled
+        .into_iter()
+        .filter_map(|(enabled, gateway)| match gateway {
+            IpAddr::V4(gateway) if enabled => Some(gateway),
+            _ => None,
+        })
+        .collect();
+    // An exception is an IPv4 network. With a gateway of the other kind, guests may still have an address of NAT's default.
+    if gateways.is_empty() { BTreeSet::from([DEFAULT_GATEWAY]) } else { gateways }
 }
 
 fn network_of(guests: Ipv4Addr) -> String {
@@ -294,6 +310,22 @@ mod tests {
         assert_eq!(found(false, true).0, gateway("drivers.macosvm.gateway is 192.168.64.1"));
         let both = "drivers.tart.gateway is 192.168.64.1, and drivers.macosvm.gateway is 192.168.64.1";
         assert_eq!(found(true, true).0, gateway(both));
+    }
+
+    #[test]
+    fn the_networks_of_all_enabled_drivers_need_an_exception() {
+        let mut setup = setup(true, true);
+        setup.config.drivers.tart.network = NetworkKind::Bridged;
+        setup.config.drivers.tart.gateway = "10.20.30.1".parse().unwrap();
+        let found = |allowed: &[&str]| {
+            let allowed = allowed.iter().map(|network| network.to_string()).collect();
+            local_network(&NetworkFacts { allowed, ..moved_mac() }, &setup, Some(15))
+        };
+        let remedy = |finding: &Finding| finding.remedy.clone().unwrap_or_default();
+        assert!(remedy(&found(&[])).contains("-array-add 10.20.30.0/24 192.168.64.0/24\n"));
+        let nat_only = found(&["192.168.64.0/24"]);
+        assert!(remedy(&nat_only).contains("-array-add 10.20.30.0/24\n"), "{}", remedy(&nat_only));
+        assert_eq!(found(&["192.168.64.0/24", "10.20.0.0/16"]).found, "guests' network is excepted from it");
     }
 
     #[test]

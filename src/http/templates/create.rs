@@ -78,7 +78,7 @@ pub struct TemplateRequest {
     /// Default: that of the Tart VM, else 2048.
     #[schema(minimum = 32)]
     memory_mib: Option<u32>,
-    /// How guests are provisioned. Default: `agent` for Tart, else `seed`.
+    /// How guests are provisioned. Default: `agent` for Tart, `ssh` for macosvm, else `seed`.
     handover: Option<Handover>,
     /// The user that runs the runner in the guest. Default: `admin` for Tart, else `runner`.
     user: Option<String>,

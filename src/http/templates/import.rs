@@ -85,7 +85,7 @@ pub struct ImportBody {
     /// Default: that of the source.
     #[schema(minimum = 32)]
     memory_mib: Option<u32>,
-    /// How guests are provisioned. Default: `agent` for macOS layouts, else `seed`.
+    /// How guests are provisioned. Default: `agent` for Tart, `ssh` for macosvm, else `seed`.
     handover: Option<Handover>,
     /// The user that runs the runner in the guest. Default: `admin` for macOS layouts, else `runner`.
     user: Option<String>,
