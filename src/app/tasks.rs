@@ -29,7 +29,7 @@ use crate::{
     config::Config,
     domain::AllowedDestination,
     guest::HostEnvironment,
-    http::{self, Http},
+    http::{self, AdminRouters, Http},
     platform::{data_dir::DataDir, version},
     reconcile::{self, JobLoops, PullLoops, Reconciler},
     service::{self, webhooks::WebhookSecrets},
@@ -92,8 +92,10 @@ impl App {
             None => None,
         };
         let own_path = std::env::current_exe().map_err(StartError::OwnPath)?;
-        let Built { parts: _, services, reconciler, jobs, pulls, store_closed, unchecked } =
-            build(setup(config, data.clone(), &own_path, plan)?).await?;
+        let setup = setup(config, data.clone(), &own_path, plan)?;
+        // A hypervisor takes as long to load as the database to open, and the reconciler needs both.
+        setup.drivers.begin_probes();
+        let Built { parts: _, services, reconciler, jobs, pulls, store_closed, unchecked } = build(setup).await?;
         let guest_socket = listeners::listen_unix(&data.guest_socket())?;
         store::admin_token(&services.local_admin, &data.admin_token(), &config.log).await?;
         let admin_socket = listeners::listen_unix(&data.admin_socket())?;
@@ -144,17 +146,19 @@ impl App {
             store_closed,
             unchecked,
         } = self;
+        // Before the routers are built: the service is ready when the reconciler has inspected the host.
+        let reconciling = tokio::spawn(reconciler.run(shutdown.clone()));
+        let pulling = tokio::spawn(pulls.run(shutdown.clone()));
+        let jobs = tokio::spawn(jobs.run(shutdown.clone()));
         let (most, guest) = (http.settings.max_connections, || http::guest_router(&http));
         let guests = tokio::spawn(http::serve_unix(guest_socket, most, guest(), shutdown.clone()));
         let guests_tcp = guest_tcp.map(|l| tokio::spawn(http::serve_tcp(l, None, most, guest(), shutdown.clone())));
-        let admin = tokio::spawn(http::serve_tcp(listener, tls, most, http::admin_router(&http), shutdown.clone()));
-        let local = tokio::spawn(http::serve_unix(admin_socket, most, http::local_router(&http), shutdown.clone()));
+        let AdminRouters { admin, local } = http::admin_routers(&http);
+        let admin = tokio::spawn(http::serve_tcp(listener, tls, most, admin, shutdown.clone()));
+        let local = tokio::spawn(http::serve_unix(admin_socket, most, local, shutdown.clone()));
         let nesting = nesting.map(|NestingSocket { listener, section, service }| {
             tokio::spawn(nesting::serve(listener, section, service, shutdown.clone()))
         });
-        let pulling = tokio::spawn(pulls.run(shutdown.clone()));
-        let jobs = tokio::spawn(jobs.run(shutdown.clone()));
-        let reconciling = tokio::spawn(reconciler.run(shutdown.clone()));
         if let Some(unchecked) = unchecked {
             tokio::spawn(shutdown.clone().run_until_cancelled_owned(store::check_later(unchecked)));
         }

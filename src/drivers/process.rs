@@ -342,10 +342,12 @@ mod system {
     /// Whether this is a process of our user that has not ended, and no kernel thread.
     fn is_program_of_ours(pid: i32) -> io::Result<bool> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        // Kernel threads are most of the processes without a command line.
+        if is_kernel_thread(&stat)? || started_of(&stat)?.is_none() {
+            return Ok(false);
+        }
         let uid = uid_of(&std::fs::read_to_string(format!("/proc/{pid}/status"))?);
-        Ok(!is_kernel_thread(&stat)?
-            && started_of(&stat)?.is_some()
-            && uid == Some(rustix::process::geteuid().as_raw()))
+        Ok(uid == Some(rustix::process::geteuid().as_raw()))
     }
 
     /// Field 9 has the flags.

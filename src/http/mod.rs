@@ -160,20 +160,22 @@ fn guest_routes() -> OpenApiRouter<Arc<Http>> {
 }
 
 /// All routes: for people, programs and the command line.
-pub fn admin_router(http: &Http) -> Router {
-    admin_router_on(surface::Surface::Admin, http)
+pub struct AdminRouters {
+    /// For TCP.
+    pub admin: Router,
+    /// For the socket in the data directory.
+    pub local: Router,
 }
 
-/// The same on the socket in the data directory.
-pub fn local_router(http: &Http) -> Router {
-    admin_router_on(surface::Surface::Local, http)
-}
-
-fn admin_router_on(surface: surface::Surface, http: &Http) -> Router {
-    let (router, _) = admin_routes().split_for_parts();
-    let limits =
-        middleware::Middleware::new(surface, &http.settings, lanes::Shares::of_admin(http.settings.max_concurrent));
-    with_middleware(router.merge(pages::docs()), http, limits)
+pub fn admin_routers(http: &Http) -> AdminRouters {
+    // Once for both: the description of each operation for the OpenAPI document is built along with the routes.
+    let (routes, _) = admin_routes().split_for_parts();
+    let routes = routes.merge(pages::docs());
+    let on = |surface| {
+        let shares = lanes::Shares::of_admin(http.settings.max_concurrent);
+        with_middleware(routes.clone(), http, middleware::Middleware::new(surface, &http.settings, shares))
+    };
+    AdminRouters { admin: on(surface::Surface::Admin), local: on(surface::Surface::Local) }
 }
 
 /// The routes for guests, each limited to the guest's own vm.

@@ -151,11 +151,10 @@ impl Qemu {
         let arch = self.arch()?;
         let binary = self.binary()?;
         self.qemu_img()?;
-        let output = Command::new(&binary, VERSION_TIMEOUT)
-            .arg("--version")
-            .run()
-            .await
-            .map_err(|error| failure::command(error, Code::HostUnavailable))?;
+        // At once: each takes as long as QEMU needs to load, and the service is not ready before.
+        let asked = Command::new(&binary, VERSION_TIMEOUT).arg("--version");
+        let (output, confined) = tokio::join!(asked.run(), sandbox::check(&binary));
+        let output = output.map_err(|error| failure::command(error, Code::HostUnavailable))?;
         let version = output.stdout_text().lines().next().unwrap_or_default().trim().to_owned();
         if !output.status.success() || !version.contains("QEMU") {
             let summary = format!("{} does not say its version: it may be broken", binary.display());
@@ -163,7 +162,7 @@ impl Qemu {
         }
         version::check(&version)
             .map_err(|too_old| DriverError::new(ErrorKind::Host, Code::HostUnavailable, too_old))?;
-        let unconfined = sandbox::check(&binary).await.err();
+        let unconfined = confined.err();
         let sandbox = unconfined.is_none();
         let (accelerator, note) = match self.settings.accelerator {
             AcceleratorChoice::Kvm => (Accelerator::Kvm, None),

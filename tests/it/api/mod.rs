@@ -187,7 +187,7 @@ pub async fn api_of(settings: http::Settings, change: impl FnOnce(&mut Setup)) -
     let guest_url = format!("http://{}", listeners.1.local_addr().unwrap());
     let most = http.settings.max_connections;
     let servers = vec![
-        tokio::spawn(http::serve_tcp(listeners.0, None, most, http::admin_router(&http), shutdown.clone())),
+        tokio::spawn(http::serve_tcp(listeners.0, None, most, http::admin_routers(&http).admin, shutdown.clone())),
         tokio::spawn(http::serve_tcp(listeners.1, None, most, http::guest_router(&http), shutdown.clone())),
     ];
     let client = reqwest::Client::builder()
