@@ -157,7 +157,7 @@ def memory(arguments):
         with Service(binary) as service:
             for _ in range(20):
                 service.call("GET", "/host")
-            resident = lambda: bench.resident_mib(service.process.pid)
+            resident = lambda: bench.Resident(service.process.pid).all
             before = resident()
             load = Load(service, arguments.clients)
             during, until = [], time.monotonic() + arguments.seconds

@@ -146,7 +146,8 @@ impl App {
             store_closed,
             unchecked,
         } = self;
-        // Before the routers are built: the service is ready when the reconciler has inspected the host.
+        // Started before the routers are built, which takes time: the service is ready only when the reconciler has inspected
+        // the host.
         let reconciling = tokio::spawn(reconciler.run(shutdown.clone()));
         let pulling = tokio::spawn(pulls.run(shutdown.clone()));
         let jobs = tokio::spawn(jobs.run(shutdown.clone()));

@@ -342,7 +342,7 @@ mod system {
     /// Whether this is a process of our user that has not ended, and no kernel thread.
     fn is_program_of_ours(pid: i32) -> io::Result<bool> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        // Kernel threads are most of the processes without a command line.
+        // Most processes without a command line are kernel threads, for which the second file is not needed.
         if is_kernel_thread(&stat)? || started_of(&stat)?.is_none() {
             return Ok(false);
         }

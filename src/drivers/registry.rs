@@ -2,9 +2,8 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use futures_util::future::join_all;
 use parking_lot::Mutex;
-use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{Driver, DriverProbe, Result};
 use crate::domain::NetworkSupport;
@@ -12,9 +11,11 @@ use crate::domain::NetworkSupport;
 #[derive(Clone, Default)]
 pub struct DriverRegistry {
     drivers: BTreeMap<&'static str, Arc<dyn Driver>>,
-    /// Probes whose results were not asked for yet.
-    begun: Arc<Mutex<BTreeMap<&'static str, JoinHandle<Result<DriverProbe>>>>>,
+    /// The first probes, until their results are asked for. They end with this.
+    begun: Arc<Mutex<Option<BegunProbes>>>,
 }
+
+type BegunProbes = AbortOnDropHandle<Vec<Result<DriverProbe>>>;
 
 /// The result of one driver's probe.
 pub struct Probed<'a> {
@@ -38,34 +39,27 @@ impl DriverRegistry {
         self.drivers.get(name)
     }
 
-    /// Begins the first probe of every driver, without waiting.
+    /// Begins the first probes, without waiting for them.
     pub fn begin_probes(&self) {
-        let begun = self.drivers.iter().map(|(name, driver)| {
-            let driver = driver.clone();
-            (*name, tokio::spawn(async move { driver.probe(false).await }))
-        });
-        self.begun.lock().extend(begun);
+        let drivers = self.drivers.clone();
+        let task = tokio::spawn(async move { probe_each(&drivers, false).await });
+        *self.begun.lock() = Some(AbortOnDropHandle::new(task));
     }
 
-    /// Probes every driver, all at once. The first call returns the results of the probes that were begun, unless it asks
-    /// for fresh ones.
+    /// Probes the drivers, one after the other: a first probe may compare the times of two trial guests. The first call
+    /// returns the results of the probes that were begun, unless it asks for fresh ones.
     pub async fn probe(&self, fresh: bool) -> Vec<Probed<'_>> {
-        let mut begun = std::mem::take(&mut *self.begun.lock());
-        let probes = self.drivers.iter().map(|(name, driver)| {
-            let begun = begun.remove(name).filter(|_| !fresh);
-            async move {
-                let probe = match begun {
-                    // It panicked: asking again gives the same, or a result.
-                    Some(task) => match task.await {
-                        Ok(probe) => probe,
-                        Err(_) => driver.probe(false).await,
-                    },
-                    None => driver.probe(fresh).await,
-                };
-                Probed { name, driver: &**driver, probe }
-            }
-        });
-        join_all(probes).await
+        let begun = self.begun.lock().take().filter(|_| !fresh);
+        let results = match begun {
+            Some(task) => match task.await {
+                Ok(results) => results,
+                // It panicked.
+                Err(_) => probe_each(&self.drivers, false).await,
+            },
+            None => probe_each(&self.drivers, fresh).await,
+        };
+        let drivers = self.drivers.iter().zip(results);
+        drivers.map(|((name, driver), probe)| Probed { name, driver: &**driver, probe }).collect()
     }
 
     /// What this driver can enforce. Of a driver that is not enabled nothing is known, so nothing is refused; the modes of
@@ -84,6 +78,14 @@ impl DriverRegistry {
     }
 }
 
+async fn probe_each(drivers: &BTreeMap<&'static str, Arc<dyn Driver>>, fresh: bool) -> Vec<Result<DriverProbe>> {
+    let mut results = Vec::new();
+    for driver in drivers.values() {
+        results.push(driver.probe(fresh).await);
+    }
+    results
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,10 +97,11 @@ mod tests {
         let registry = DriverRegistry::default().with(Arc::new(Fake::new(world.clone())));
         let usable = |probes: Vec<Probed<'_>>| probes.iter().filter(|probed| probed.probe.is_ok()).count();
         registry.begin_probes();
+        world.until(|seen| seen.calls(Verb::Probe) == 1).await;
         assert_eq!(usable(registry.probe(false).await), 1);
-        assert_eq!(world.calls(Verb::Probe), 1);
+        assert_eq!(world.snapshot().calls(Verb::Probe), 1);
         assert_eq!(usable(registry.probe(false).await), 1);
-        assert_eq!(world.calls(Verb::Probe), 2);
+        assert_eq!(world.snapshot().calls(Verb::Probe), 2);
     }
 
     #[tokio::test]
@@ -106,10 +109,8 @@ mod tests {
         let world = FakeWorld::new();
         let registry = DriverRegistry::default().with(Arc::new(Fake::new(world.clone())));
         registry.begin_probes();
-        while world.calls(Verb::Probe) == 0 {
-            tokio::task::yield_now().await;
-        }
+        world.until(|seen| seen.calls(Verb::Probe) == 1).await;
         registry.probe(true).await;
-        assert_eq!(world.calls(Verb::Probe), 2);
+        assert_eq!(world.snapshot().calls(Verb::Probe), 2);
     }
 }

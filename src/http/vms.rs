@@ -35,7 +35,7 @@ use crate::{
     },
     service::{
         Services,
-        vms::{PullProgress, VmFilter},
+        vms::{PullProgress, QueuePlace, VmFilter},
     },
 };
 
@@ -240,8 +240,8 @@ pub struct VmPage {
 }
 
 impl VmView {
-    /// `position` is used while the vm is queued.
-    fn new(vm: &Vm, position: i64, kept_vms: i64, pull: Option<PullProgress>) -> Self {
+    /// `place` is used while the vm is queued.
+    fn new(vm: &Vm, place: QueuePlace, pull: Option<PullProgress>) -> Self {
         let spec = &vm.spec;
         let resolved = spec.resolved();
         Self {
@@ -271,9 +271,9 @@ impl VmView {
             queue: vm.queue.as_ref().map(|q| QueueView {
                 reason: q.reason,
                 // It may have left the queue between the two reads; a position is at least 1 in any case.
-                position: position.max(1),
+                position: place.position.max(1),
                 deadline: q.deadline.into(),
-                kept_vms,
+                kept_vms: place.kept_slots,
                 pull: pull.as_ref().map(ProgressView::moving),
             }),
             deadline: vm.deadline().map(|(budget, at)| DeadlineView { budget, at: at.into() }),
@@ -302,9 +302,8 @@ impl VmView {
     }
 
     pub async fn of(vm: &Vm, services: &Services) -> Result<Self, Problem> {
-        let position = services.vms.queue_position(vm).await?;
-        let kept = services.vms.kept_slots(vm).await?;
-        Ok(Self::new(vm, position, kept, services.vms.image_progress(vm)))
+        let place = services.vms.queue_place(vm).await?;
+        Ok(Self::new(vm, place, services.vms.image_progress(vm)))
     }
 }
 

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 pub use crate::store::{
     logs::{CAP as LOG_CAP, LogSource},
-    vm_queries::Filter as VmFilter,
+    vm_queries::{Filter as VmFilter, QueuePlace},
 };
 pub use crate::templates::progress::PullProgress;
 use crate::{
@@ -57,19 +57,14 @@ impl Vms {
         Ok(self.reader.vms(filter).await?)
     }
 
-    /// Position in the queue. 1: next. 0: not queued.
-    pub async fn queue_position(&self, vm: &Vm) -> Result<i64> {
-        if vm.state == State::Queued { Ok(self.reader.queue_position(vm.id()).await?) } else { Ok(0) }
-    }
-
-    /// How many slots are held by failed vms that are kept for debugging, if the vm waits for a slot.
-    pub async fn kept_slots(&self, vm: &Vm) -> Result<i64> {
-        if vm.queue.as_ref().is_none_or(|queue| queue.reason != QueueReason::Slot) {
-            return Ok(0);
-        }
-        // There are as many leases as slots, and there may be many thousand live vms.
-        let leases = self.reader.lease_holders().await?;
-        Ok(leases.iter().filter(|lease| lease.state == State::Kept).count() as i64)
+    /// All zero unless the vm is queued; without kept slots unless it waits for a slot.
+    pub async fn queue_place(&self, vm: &Vm) -> Result<QueuePlace> {
+        let Some(queue) = &vm.queue else { return Ok(QueuePlace::default()) };
+        let place = self.reader.queue_place(vm.id()).await?;
+        Ok(match queue.reason {
+            QueueReason::Slot => place,
+            QueueReason::Template | QueueReason::Host | QueueReason::Backoff => QueuePlace { kept_slots: 0, ..place },
+        })
     }
 
     /// Progress of the image that the vm waits for. `None`: it does not wait for one, or nothing is known yet.

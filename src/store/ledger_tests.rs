@@ -206,7 +206,7 @@ async fn the_queue_is_bounded() {
     assert_eq!(page.iter().map(|v| v.spec.name.as_str()).collect::<Vec<_>>(), ["v4", "v3", "v2"]);
     let rest = store.reader.vms(&store::vm_queries::Filter { before: Some(page[2].id()), ..filter }).await.unwrap();
     assert_eq!(rest.len(), 2);
-    assert_eq!(store.reader.queue_position(rest[1].id()).await.unwrap(), 1);
+    assert_eq!(store.reader.queue_place(rest[1].id()).await.unwrap().position, 1);
 }
 
 #[tokio::test]

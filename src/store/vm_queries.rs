@@ -133,6 +133,15 @@ pub struct Reader {
     pub(super) pool: ReadPool,
 }
 
+/// Where a vm is in the queue, and what else it may wait for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueuePlace {
+    /// 1 for the vm that is next.
+    pub position: i64,
+    /// How many slots are held by failed vms that are kept for debugging.
+    pub kept_slots: i64,
+}
+
 impl Reader {
     pub(super) fn new(pool: ReadPool) -> Self {
         Self { pool }
@@ -171,13 +180,19 @@ impl Reader {
             .collect()
     }
 
-    /// 1 for the vm that is next.
-    pub async fn queue_position(&self, id: VmId) -> Result<i64> {
+    /// For a queued vm. Kept slots are counted whatever it waits for.
+    pub async fn queue_place(&self, id: VmId) -> Result<QueuePlace> {
         let id = id.to_string();
-        let row = sqlx::query!(r#"SELECT COUNT(*) AS "n!: i64" FROM vms WHERE state = 'queued' AND id <= ?"#, id)
-            .fetch_one(&self.pool)
-            .await?;
-        Ok(row.n)
+        // CROSS JOIN makes SQLite read the leases first. There are only as many as slots; there may be many thousand vms.
+        let row = sqlx::query!(
+            r#"SELECT
+                   (SELECT COUNT(*) FROM vms WHERE state = 'queued' AND id <= ?) AS "position!: i64",
+                   (SELECT COUNT(*) FROM leases CROSS JOIN vms ON vms.id = vm_id WHERE state = 'kept') AS "kept_slots!: i64""#,
+            id
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(QueuePlace { position: row.position, kept_slots: row.kept_slots })
     }
 
     pub async fn queue_length(&self) -> Result<i64> {

@@ -307,17 +307,19 @@ def ready_file(**settings):
 
 
 def files_with(secrets, directory, user=None, exclude="job.log"):
-    """The paths of files that contain a secret and that a user may read.
+    """The paths of files that contain a secret and that the user may read.
 
     The secrets go through standard input: tests that run at the same time look for them in the arguments of all
     processes."""
     command = ["grep", "-rlF", "--exclude=" + exclude, "--devices=skip", "-f", "-", str(directory)]
     if user:
         command = ["su", "-s", "/bin/sh", user, "-c", shlex.join(command)]
-    result = subprocess.run(command, input="\n".join(secrets).encode(), stdout=subprocess.PIPE,
-                            stderr=subprocess.DEVNULL, timeout=60)
-    # 1: no file; 2: also a file that went, or may not be read.
-    check(result.returncode in (0, 1, 2), "grep ended with %s" % result.returncode)
+    result = subprocess.run(command, input="\n".join(secrets).encode(), env={**os.environ, "LC_ALL": "C"},
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=60)
+    # Files that were removed meanwhile, and those that the user may not read.
+    expected = ("No such file or directory", "Permission denied")
+    faults = [line for line in result.stderr.decode().splitlines() if not line.endswith(expected)]
+    check(not faults and result.returncode in (0, 1, 2), "grep ended with %s: %s" % (result.returncode, faults))
     return result.stdout.decode().splitlines()
 
 

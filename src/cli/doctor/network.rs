@@ -218,40 +218,42 @@ fn local_network(facts: &NetworkFacts, setup: &DoctorSetup, macos: Option<u32>) 
         text.split(|c: char| !(c.is_ascii_digit() || c == '.' || c == '/')).filter(|word| word.contains('/'))
     });
     let networks: Vec<&str> = networks.collect();
-    let missing: Vec<String> = guest_gateways(setup)
-        .into_iter()
-        .filter(|gateway| !networks.iter().any(|network| covers(network, *gateway)))
-        .map(network_of)
-        .collect();
+    let uncovered = guest_gateways(setup).into_iter().filter(|gateway| !networks.iter().any(|n| covers(n, *gateway)));
+    let missing: BTreeSet<String> = uncovered.map(network_of).collect();
     if missing.is_empty() {
         return LOCAL.ok("guests' network is excepted from it");
     }
     LOCAL.warn(
-        "programs cannot read this permission, and no exception from it was found",
+        format!("programs cannot read this permission, and no exception for {} was found", joined(&missing, " and ")),
         format!(
             "if guests stay unreachable (\"No route to host\") while ssh in Terminal reaches them: allow mayfly in System \
              Settings, Privacy & Security, Local Network; or except the guests' network and restart the Mac; or let guests be \
              reached by their agent, which needs neither:\n    \
              sudo defaults write {LOCAL_DOMAIN} {ALLOWED} -array-add {0}\n    \
              sudo defaults write {LOCAL_DOMAIN} AllowedWiFiLocalNetworkAddresses -array-add {0}",
-            missing.join(" ")
+            joined(&missing, " ")
         ),
     )
 }
 
-/// The gateways of all enabled drivers, in any network mode: bridged guests, too, are in the network of their gateway.
+fn joined(networks: &BTreeSet<String>, with: &str) -> String {
+    networks.iter().map(String::as_str).collect::<Vec<_>>().join(with)
+}
+
+/// An address of this Mac in each network of its guests. For bridged guests that is the driver's `gateway`, if it was set; with
+/// `guest.advertise_url` alone, their network is not known here.
 fn guest_gateways(setup: &DoctorSetup) -> BTreeSet<Ipv4Addr> {
     let (tart, macosvm) = (&setup.config.drivers.tart, &setup.config.drivers.macosvm);
-    let enabled = [(tart.enabled, tart.gateway), (macosvm.enabled, macosvm.gateway)];
-    let gateways: BTreeSet<Ipv4Addr> = enabled
-        .into_iter()
-        .filter_map(|(enabled, gateway)| match gateway {
-            IpAddr::V4(gateway) if enabled => Some(gateway),
-            _ => None,
-        })
-        .collect();
-    // An exception is an IPv4 network. With a gateway of the other kind, guests may still have an address of NAT's default.
-    if gateways.is_empty() { BTreeSet::from([DEFAULT_GATEWAY]) } else { gateways }
+    let drivers = [
+        (tart.enabled, tart.network == NetworkKind::Bridged, tart.gateway),
+        (macosvm.enabled, macosvm.network != MacosvmNetworkKind::Nat, macosvm.gateway),
+    ];
+    let known = drivers.into_iter().filter_map(|(enabled, bridged, gateway)| match gateway {
+        IpAddr::V4(gateway) if enabled && !(bridged && gateway == DEFAULT_GATEWAY) => Some(gateway),
+        _ => None,
+    });
+    let known: BTreeSet<Ipv4Addr> = known.collect();
+    if known.is_empty() { BTreeSet::from([DEFAULT_GATEWAY]) } else { known }
 }
 
 fn network_of(guests: Ipv4Addr) -> String {
@@ -325,7 +327,13 @@ mod tests {
         assert!(remedy(&found(&[])).contains("-array-add 10.20.30.0/24 192.168.64.0/24\n"));
         let nat_only = found(&["192.168.64.0/24"]);
         assert!(remedy(&nat_only).contains("-array-add 10.20.30.0/24\n"), "{}", remedy(&nat_only));
+        assert!(nat_only.found.ends_with("no exception for 10.20.30.0/24 was found"), "{}", nat_only.found);
         assert_eq!(found(&["192.168.64.0/24", "10.20.0.0/16"]).found, "guests' network is excepted from it");
+        setup.config.drivers.tart.gateway = DEFAULT_GATEWAY.into();
+        setup.config.drivers.macosvm.gateway = "10.0.0.1".parse().unwrap();
+        let facts = NetworkFacts { allowed: vec!["10.0.0.0/8".to_owned()], ..moved_mac() };
+        // Nothing says in which network the bridged guests are.
+        assert_eq!(local_network(&facts, &setup, Some(15)).found, "guests' network is excepted from it");
     }
 
     #[test]

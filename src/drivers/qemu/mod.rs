@@ -68,7 +68,7 @@ pub mod version;
 pub use section::{AcceleratorChoice, QemuSection};
 pub use settings::Settings;
 
-const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause between two presses of the power button.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// A QEMU that has not ended this long after `quit` hangs.
@@ -151,7 +151,7 @@ impl Qemu {
         let arch = self.arch()?;
         let binary = self.binary()?;
         self.qemu_img()?;
-        // At once: each takes as long as QEMU needs to load, and the service is not ready before.
+        // Both run at the same time: each takes as long as QEMU needs to load, and the service is ready only after both.
         let asked = Command::new(&binary, VERSION_TIMEOUT).arg("--version");
         let (output, confined) = tokio::join!(asked.run(), sandbox::check(&binary));
         let output = output.map_err(|error| failure::command(error, Code::HostUnavailable))?;

@@ -226,3 +226,18 @@ pub fn explain_open(path: &str, error: sqlx::Error) -> OpenError {
         _ => OpenError::Other { path, cause },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damage_that_the_readers_find_at_the_start_is_damage() {
+        let explained = |kind| {
+            let fault = DatabaseFault { kind, detail: "the file mayfly.db is damaged".into() };
+            explain_open("mayfly.db", sqlx::Error::AnyDriverError(Box::new(fault)))
+        };
+        assert!(matches!(explained(FaultKind::Damaged), OpenError::Corrupt { .. }));
+        assert!(matches!(explained(FaultKind::Unwritable), OpenError::Other { .. }));
+    }
+}

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use mayfly::{
-    domain::{Budget, BudgetsPatch, GuestRole, Vm, VmId, VmRequest, token::Caller, vm_request::KeepOnFailure},
+    domain::{
+        Budget, BudgetsPatch, GuestRole, QueueReason, Vm, VmId, VmRequest, token::Caller, vm_request::KeepOnFailure,
+    },
     drivers::Observation,
     platform::Clock,
     service::guests::GuestEvent,
@@ -49,7 +51,10 @@ async fn a_vm_whose_job_failed_is_kept_and_holds_its_slot_until_it_is_deleted() 
     // The next vm waits for the slot, and is told why.
     let next = host.create(request("linux", job())).await;
     let waiting = host.until_state(next, State::Queued).await;
-    assert_eq!(host.services().vms.kept_slots(&waiting).await.unwrap(), 1);
+    assert_eq!(host.services().vms.queue_place(&waiting).await.unwrap().kept_slots, 1);
+    let mut other = waiting.clone();
+    other.queue.as_mut().unwrap().reason = QueueReason::Host;
+    assert_eq!(host.services().vms.queue_place(&other).await.unwrap().kept_slots, 0);
     let status = host.services().hosts.status().await.unwrap();
     assert_eq!(status.kept.iter().map(Vm::id).collect::<Vec<_>>(), [id]);
 
