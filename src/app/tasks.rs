@@ -146,11 +146,6 @@ impl App {
             store_closed,
             unchecked,
         } = self;
-        // Started before the routers are built, which takes time: the service is ready only when the reconciler has inspected
-        // the host.
-        let reconciling = tokio::spawn(reconciler.run(shutdown.clone()));
-        let pulling = tokio::spawn(pulls.run(shutdown.clone()));
-        let jobs = tokio::spawn(jobs.run(shutdown.clone()));
         let (most, guest) = (http.settings.max_connections, || http::guest_router(&http));
         let guests = tokio::spawn(http::serve_unix(guest_socket, most, guest(), shutdown.clone()));
         let guests_tcp = guest_tcp.map(|l| tokio::spawn(http::serve_tcp(l, None, most, guest(), shutdown.clone())));
@@ -160,6 +155,9 @@ impl App {
         let nesting = nesting.map(|NestingSocket { listener, section, service }| {
             tokio::spawn(nesting::serve(listener, section, service, shutdown.clone()))
         });
+        let pulling = tokio::spawn(pulls.run(shutdown.clone()));
+        let jobs = tokio::spawn(jobs.run(shutdown.clone()));
+        let reconciling = tokio::spawn(reconciler.run(shutdown.clone()));
         if let Some(unchecked) = unchecked {
             tokio::spawn(shutdown.clone().run_until_cancelled_owned(store::check_later(unchecked)));
         }

@@ -18,7 +18,7 @@ pub struct DriverRegistry {
 type BegunProbes = AbortOnDropHandle<Vec<Result<DriverProbe>>>;
 
 /// The result of one driver's probe.
-pub struct Probed<'a> {
+pub struct ProbedDriver<'a> {
     pub name: &'static str,
     pub driver: &'a dyn Driver,
     pub probe: Result<DriverProbe>,
@@ -48,7 +48,7 @@ impl DriverRegistry {
 
     /// Probes the drivers, one after the other: a first probe may compare the times of two trial guests. The first call
     /// returns the results of the probes that were begun, unless it asks for fresh ones.
-    pub async fn probe(&self, fresh: bool) -> Vec<Probed<'_>> {
+    pub async fn probe(&self, fresh: bool) -> Vec<ProbedDriver<'_>> {
         let begun = self.begun.lock().take().filter(|_| !fresh);
         let results = match begun {
             Some(task) => match task.await {
@@ -59,7 +59,7 @@ impl DriverRegistry {
             None => probe_each(&self.drivers, fresh).await,
         };
         let drivers = self.drivers.iter().zip(results);
-        drivers.map(|((name, driver), probe)| Probed { name, driver: &**driver, probe }).collect()
+        drivers.map(|((name, driver), probe)| ProbedDriver { name, driver: &**driver, probe }).collect()
     }
 
     /// What this driver can enforce. Of a driver that is not enabled nothing is known, so nothing is refused; the modes of
@@ -95,7 +95,7 @@ mod tests {
     async fn a_probe_that_was_begun_is_the_result_of_the_first_call() {
         let world = FakeWorld::new();
         let registry = DriverRegistry::default().with(Arc::new(Fake::new(world.clone())));
-        let usable = |probes: Vec<Probed<'_>>| probes.iter().filter(|probed| probed.probe.is_ok()).count();
+        let usable = |probes: Vec<ProbedDriver<'_>>| probes.iter().filter(|probed| probed.probe.is_ok()).count();
         registry.begin_probes();
         world.until(|seen| seen.calls(Verb::Probe) == 1).await;
         assert_eq!(usable(registry.probe(false).await), 1);

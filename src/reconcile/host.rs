@@ -10,7 +10,7 @@ use crate::{
     drivers::{
         DriverError, DriverProbe,
         inspector::{HostInspector, TWO_LISTS_TIMEOUT},
-        registry::{DriverRegistry, Probed},
+        registry::{DriverRegistry, ProbedDriver},
     },
     parts::Parts,
     platform::{Clock, clock},
@@ -42,7 +42,7 @@ impl HostObserver {
     /// Probes every driver. The first probe is slow: it may boot a guest to test an accelerator.
     pub async fn probe_drivers(&self, fresh: bool) {
         let mut views = Vec::new();
-        for Probed { name, driver, probe } in self.drivers.probe(fresh).await {
+        for ProbedDriver { name, driver, probe } in self.drivers.probe(fresh).await {
             self.say_what_is_new(name, &probe);
             views.push(self.driver_view(name, driver.capabilities().network, probe));
         }

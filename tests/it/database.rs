@@ -305,7 +305,9 @@ async fn a_service_that_starts_on_a_full_disk_ends_its_vms() {
     serve.kill();
     fill_up(&disk);
     serve.spawn().await;
-    assert_eq!(serve.delete(&format!("/vms/{}?force=true", guest.id)).await.0, 202);
+    let (status, vm) = serve.delete(&format!("/vms/{}?force=true", guest.id)).await;
+    // 200: the service has found by itself that the guest is gone, because guests of this driver end with the process.
+    assert!(matches!(status, 200 | 202), "{status} {vm}");
     serve.wait_state(&guest.id, "deleted").await;
     refused(&serve.post("/vms", job()).await, "store.unavailable", &["full"]);
     empty(&disk);
@@ -438,19 +440,20 @@ async fn a_probe_finds_that_the_database_was_cut_short() {
 async fn another_program_may_write_to_the_database_as_long_as_it_is_sound() {
     let mut serve = Serve::start(FAKE).await;
     template(&serve).await;
-    serve.create(job()).await;
+    let first = serve.create(job()).await;
     let mut other = SqliteConnectOptions::new().filename(serve.dir.join("mayfly.db")).connect().await.unwrap();
     other.execute("CREATE TABLE notes (n INTEGER)").await.unwrap();
     other.execute("INSERT INTO notes VALUES (1)").await.unwrap();
     other.execute("PRAGMA wal_checkpoint(TRUNCATE)").await.unwrap();
-    serve.create(job()).await;
+    let second = serve.create(job()).await;
     readiness(&serve, 200).await;
     other.close().await.unwrap();
     assert!(serve.log().contains("another program has written to the database"), "{}", serve.log());
-    let vms = serve.get("/vms").await["items"].as_array().unwrap().len();
     serve.kill();
     serve.spawn().await;
-    assert_eq!(serve.get("/vms").await["items"].as_array().unwrap().len(), vms);
+    for vm in [first, second] {
+        assert_eq!(serve.get(&format!("/vms/{}", vm["id"].as_str().unwrap())).await["id"], vm["id"]);
+    }
     assert_eq!(serve.stop(), Some(0));
 }
 
