@@ -308,8 +308,22 @@ impl Serve {
         hypervisors(&self.dir)
     }
 
+    /// A driver's first probe may run a trial guest, which belongs to no vm.
+    async fn until_drivers_are_probed(&self) {
+        let end = Instant::now() + Duration::from_secs(60);
+        loop {
+            let (status, body) = self.send(reqwest::Method::GET, "/readyz", None).await;
+            if status == 200 {
+                return;
+            }
+            assert!(Instant::now() < end, "the drivers are not probed: {body}\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Nothing may be left of any vm: no process, no disk, no slot.
     pub async fn assert_nothing_left(&self) {
+        self.until_drivers_are_probed().await;
         let host = self.get("/host").await;
         assert_eq!(self.hypervisors(), Vec::<i32>::new(), "hypervisors are left");
         let left: Vec<_> = std::fs::read_dir(self.dir.join("instances"))
