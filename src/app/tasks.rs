@@ -92,10 +92,8 @@ impl App {
             None => None,
         };
         let own_path = std::env::current_exe().map_err(StartError::OwnPath)?;
-        let setup = setup(config, data.clone(), &own_path, plan)?;
-        // A hypervisor takes as long to load as the database to open, and the reconciler needs both.
-        setup.drivers.begin_probes();
-        let Built { parts: _, services, reconciler, jobs, pulls, store_closed, unchecked } = build(setup).await?;
+        let Built { parts: _, services, reconciler, jobs, pulls, store_closed, unchecked } =
+            build(setup(config, data.clone(), &own_path, plan)?).await?;
         let guest_socket = listeners::listen_unix(&data.guest_socket())?;
         store::admin_token(&services.local_admin, &data.admin_token(), &config.log).await?;
         let admin_socket = listeners::listen_unix(&data.admin_socket())?;

@@ -4,13 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     domain::{
-        Fault, NetworkSupport, ResolvedSpec, State, Vm,
+        Fault, ResolvedSpec, State, Vm,
         host::{DriverView, HostView},
     },
     drivers::{
         DriverError, DriverProbe,
         inspector::{HostInspector, TWO_LISTS_TIMEOUT},
-        registry::{DriverRegistry, ProbedDriver},
+        registry::DriverRegistry,
     },
     parts::Parts,
     platform::{Clock, clock},
@@ -42,39 +42,37 @@ impl HostObserver {
     /// Probes every driver. The first probe is slow: it may boot a guest to test an accelerator.
     pub async fn probe_drivers(&self, fresh: bool) {
         let mut views = Vec::new();
-        for ProbedDriver { name, driver, probe } in self.drivers.probe(fresh).await {
-            self.say_what_is_new(name, &probe);
-            views.push(self.driver_view(name, driver.capabilities().network, probe));
+        for (name, driver) in self.drivers.iter() {
+            let name = name.to_owned();
+            let network = driver.capabilities().network;
+            let probed = driver.probe(fresh).await;
+            self.say_what_is_new(&name, &probed);
+            views.push(match probed {
+                Ok(probe) => DriverView {
+                    name,
+                    usable: true,
+                    version: Some(probe.version),
+                    arch: Some(probe.arch),
+                    accelerator: Some(probe.accelerator),
+                    note: probe.note,
+                    fault: None,
+                    network,
+                },
+                Err(error) => DriverView {
+                    name,
+                    usable: false,
+                    version: None,
+                    arch: None,
+                    accelerator: None,
+                    note: None,
+                    fault: Some(self.fault(error)),
+                    network,
+                },
+            });
         }
         self.host.update(|view| view.drivers = views);
         self.inspect().await;
         self.host.update(|view| view.observed = true);
-    }
-
-    fn driver_view(&self, name: &str, network: NetworkSupport, probe: Result<DriverProbe, DriverError>) -> DriverView {
-        let name = name.to_owned();
-        match probe {
-            Ok(probe) => DriverView {
-                name,
-                usable: true,
-                version: Some(probe.version),
-                arch: Some(probe.arch),
-                accelerator: Some(probe.accelerator),
-                note: probe.note,
-                fault: None,
-                network,
-            },
-            Err(error) => DriverView {
-                name,
-                usable: false,
-                version: None,
-                arch: None,
-                accelerator: None,
-                note: None,
-                fault: Some(self.fault(error)),
-                network,
-            },
-        }
     }
 
     /// A new inspection of the host.

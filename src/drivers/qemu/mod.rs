@@ -68,7 +68,7 @@ pub mod version;
 pub use section::{AcceleratorChoice, QemuSection};
 pub use settings::Settings;
 
-pub(super) const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
+const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause between two presses of the power button.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// A QEMU that has not ended this long after `quit` hangs.
@@ -151,10 +151,11 @@ impl Qemu {
         let arch = self.arch()?;
         let binary = self.binary()?;
         self.qemu_img()?;
-        // Both run at the same time: each takes as long as QEMU needs to load, and the service is ready only after both.
-        let asked = Command::new(&binary, VERSION_TIMEOUT).arg("--version");
-        let (output, confined) = tokio::join!(asked.run(), sandbox::check(&binary));
-        let output = output.map_err(|error| failure::command(error, Code::HostUnavailable))?;
+        let output = Command::new(&binary, VERSION_TIMEOUT)
+            .arg("--version")
+            .run()
+            .await
+            .map_err(|error| failure::command(error, Code::HostUnavailable))?;
         let version = output.stdout_text().lines().next().unwrap_or_default().trim().to_owned();
         if !output.status.success() || !version.contains("QEMU") {
             let summary = format!("{} does not say its version: it may be broken", binary.display());
@@ -162,7 +163,7 @@ impl Qemu {
         }
         version::check(&version)
             .map_err(|too_old| DriverError::new(ErrorKind::Host, Code::HostUnavailable, too_old))?;
-        let unconfined = confined.err();
+        let unconfined = sandbox::check(&binary).await.err();
         let sandbox = unconfined.is_none();
         let (accelerator, note) = match self.settings.accelerator {
             AcceleratorChoice::Kvm => (Accelerator::Kvm, None),

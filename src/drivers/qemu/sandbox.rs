@@ -2,12 +2,10 @@
 
 use std::{path::Path, time::Duration};
 
-use super::{VERSION_TIMEOUT, args::SANDBOX};
+use super::args::SANDBOX;
 use crate::platform::process::Command;
 
-/// More than the version may take, which is asked for at the same time: a disk so slow that QEMU does not load in time is a fault of
-/// the host, and must not be taken for a QEMU without a sandbox.
-const ANSWER: Duration = VERSION_TIMEOUT.saturating_mul(3);
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// What to do when QEMU refuses.
 pub const REMEDY: &str = "use a QEMU that is built with seccomp, as that of Debian and Ubuntu is";
