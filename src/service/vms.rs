@@ -57,7 +57,7 @@ impl Vms {
         Ok(self.reader.vms(filter).await?)
     }
 
-    /// All zero unless the vm is queued; without kept slots unless it waits for a slot.
+    /// All zeros if the vm is not queued. `kept_slots` is 0 if it waits for something other than a slot.
     pub async fn queue_place(&self, vm: &Vm) -> Result<QueuePlace> {
         let Some(queue) = &vm.queue else { return Ok(QueuePlace::default()) };
         let place = self.reader.queue_place(vm.id()).await?;

@@ -241,7 +241,7 @@ fn joined(networks: &BTreeSet<String>, with: &str) -> String {
 }
 
 /// An address of this Mac in each network of its guests. For bridged guests that is the driver's `gateway`, if it was set; with
-/// `guest.advertise_url` alone, their network is not known here.
+/// `guest.advertise_url` alone, their network is not known here. If no address is known, that of NAT by default.
 fn guest_gateways(setup: &DoctorSetup) -> BTreeSet<Ipv4Addr> {
     let (tart, macosvm) = (&setup.config.drivers.tart, &setup.config.drivers.macosvm);
     let drivers = [

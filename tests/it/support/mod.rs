@@ -317,6 +317,7 @@ impl Serve {
                 return;
             }
             assert!(Instant::now() < end, "the drivers are not probed: {body}\n{}", self.log());
+            // Readiness has no event that could be awaited.
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
