@@ -16,7 +16,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{Catalog, Root, describe, load::ManifestFault, storage, take_in, write_synced};
+use super::{Catalog, Root, describe, storage, take_in, write_synced};
 use crate::{
     domain::{Code, Error, Result, Template},
     platform::{
@@ -179,11 +179,14 @@ impl Root {
             if manifest::directory(&digest).is_none() {
                 continue;
             }
-            match self.manifest(&digest).map_err(ManifestFault::shortage) {
+            match self.manifest(&digest) {
                 Ok(manifest) => published.push((digest, manifest)),
-                Err(Ok(shortage)) => return Err(shortage),
-                // Damaged: it counts as absent.
-                Err(Err(_)) => {}
+                // Damaged without a shortage: it counts as absent.
+                Err(fault) => {
+                    if let Ok(shortage) = fault.shortage() {
+                        return Err(shortage);
+                    }
+                }
             }
         }
         Ok(published)
